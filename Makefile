@@ -1,0 +1,89 @@
+# Two commands matter to a newcomer: `make demo` and `make test`. Each sets up all it needs.
+#
+# The virtual environment is .venv in the clone. What is slow to make and outlives a clone (cargo's
+# target directory, the RocksDB archive, the demo's vectors) is in $VECMQ_CACHE_DIR, by default
+# ~/.cache/vecmq. Which variables a build needs is known to _build/environment.py alone.
+
+PYTHON ?= python3
+VENV_PYTHON := .venv/bin/python
+RUN := $(VENV_PYTHON) _build/environment.py run --
+RUN_ALONE := $(VENV_PYTHON) _build/environment.py run --alone --
+RUN_CORE := $(VENV_PYTHON) _build/environment.py run --core --
+CARGO_TEST := cargo test --locked
+PROPTEST_SLOW ?= 4096
+PROPTEST_FUZZ ?= 100000
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help build-dev build-prod demo lint format test test-core test-rust test-python test-slow \
+        bench bench-smoke fuzz check clean venv-demo venv-check
+
+help:  ## Show this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv-demo:
+	@$(PYTHON) _build/venv.py demo
+
+venv-check:
+	@$(PYTHON) _build/venv.py check
+
+build-prod: venv-demo  ## Build the extension with optimisation into .venv (editable)
+	$(RUN_ALONE) maturin develop --release --locked --skip-install
+	@$(RUN) $(VENV_PYTHON) _build/venv.py editable release
+
+build-dev: venv-demo  ## Build it without optimisation, to debug; importing it warns
+	$(RUN_ALONE) maturin develop --locked --skip-install
+	@$(RUN) $(VENV_PYTHON) _build/venv.py editable dev
+
+demo: build-prod  ## Set all up, send real embeddings over both routes and verify every bit
+	.venv/bin/vecmq demo
+
+lint: venv-check  ## rustfmt, clippy with and without Python, ruff, mypy, licences
+	cargo fmt --check
+	$(RUN_CORE) cargo clippy --locked --no-default-features --all-targets -- -D warnings
+	$(RUN) cargo clippy --locked --all-targets -- -D warnings
+	$(RUN) cargo clippy --locked --all-targets --features python -- -D warnings
+	$(VENV_PYTHON) -m ruff check .
+	$(VENV_PYTHON) -m ruff format --check .
+	$(VENV_PYTHON) -m mypy
+	$(VENV_PYTHON) _build/licences.py
+
+format: venv-check  ## Format Rust and Python
+	cargo fmt
+	$(VENV_PYTHON) -m ruff check --fix .
+	$(VENV_PYTHON) -m ruff format .
+
+test: test-core test-rust test-python  ## Set all up, run every test (slow ones apart)
+
+test-core: venv-check  ## The fast loop: frame and router, without RocksDB and network crates
+	$(RUN_CORE) $(CARGO_TEST) --no-default-features
+
+# Debug profile: overflow and debug assertions are checked, and nothing waits for link-time
+# optimisation. Dependencies are optimised in it too (Cargo.toml).
+test-rust: venv-check  ## Every Rust test, debug profile
+	$(RUN) $(CARGO_TEST)
+
+# Release profile: what users run, and what `make demo` has built already.
+test-python: venv-check build-prod  ## Every Python test, on the release build
+	$(VENV_PYTHON) -m pytest
+
+test-slow: venv-check build-prod  ## All that and the slow tests, with many more generated cases
+	PROPTEST_CASES=$(PROPTEST_SLOW) $(RUN) $(CARGO_TEST)
+	VECMQ_HYPOTHESIS=slow $(VENV_PYTHON) -m pytest -m "slow or not slow" --timeout 1200
+
+bench: build-prod  ## The four workloads on queue, nats and hybrid
+	.venv/bin/vecmq bench table1
+
+bench-smoke: build-prod
+	.venv/bin/vecmq bench table1 --scale 0.1
+
+fuzz: venv-check  ## 100,000 generated cases for each property of the frame decoder (no coverage feedback)
+	PROPTEST_CASES=$(PROPTEST_FUZZ) $(RUN_CORE) $(CARGO_TEST) --release --no-default-features
+
+check: lint test  ## What CI runs, without its short benchmark
+
+clean:  ## Remove what was made in the clone; the cache stays
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis dist python/vecmq/*.so
+	find python tests _build -name __pycache__ -type d -prune -exec rm -rf {} +
+	@echo "kept: $${VECMQ_CACHE_DIR:-$${XDG_CACHE_HOME:-$$HOME/.cache}/vecmq}"

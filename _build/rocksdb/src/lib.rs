@@ -1,0 +1,1 @@
+//! Holds the dependency on `librocksdb-sys`; see `Cargo.toml`.

@@ -1,0 +1,117 @@
+"""Moves vectors through one topic over two routes: NATS JetStream and an embedded RocksDB log.
+
+asyncio lives here, blocking twins with the same names in `vecmq.sync`:
+
+    >>> import asyncio, numpy as np, vecmq
+    >>> async def main():
+    ...     async with vecmq.open(mode="queue") as mq:
+    ...         receipt = await mq.publisher("vectors").publish(np.arange(3, dtype=np.float32))
+    ...         async for message in mq.subscribe("vectors", group="readers"):
+    ...             message.ack()
+    ...             return receipt.route, message.array().tolist()
+    >>> asyncio.run(main())
+    ('queue', [0.0, 1.0, 2.0])
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from vecmq._batch import Batch
+from vecmq._native import Explanation, Message, Receipt, build_info
+from vecmq._options import NatsOptions
+from vecmq.aio import Handle, Publisher, Subscriber, open  # noqa: A004 - the module's verb
+from vecmq.errors import (
+    BufferMutatedError,
+    ClosedError,
+    ConfigError,
+    CorruptError,
+    Error,
+    ForkError,
+    FrameError,
+    GroupNotFoundError,
+    IncompleteError,
+    InvalidHeadersError,
+    InvalidNameError,
+    LockedError,
+    NatsError,
+    NoStreamError,
+    NotConnectedError,
+    PayloadError,
+    PublishUnknownError,
+    QueueError,
+    RejectedError,
+    ServerError,
+    StorageError,
+    TimeoutError,  # noqa: A004 - derives from the builtin one
+    TooLargeError,
+    TopicNotFoundError,
+    UnsupportedError,
+)
+from vecmq.retention import Retention
+
+if TYPE_CHECKING:
+    from vecmq.bridge import wrap
+
+__all__ = [
+    "Batch",
+    "BufferMutatedError",
+    "ClosedError",
+    "ConfigError",
+    "CorruptError",
+    "Error",
+    "Explanation",
+    "ForkError",
+    "FrameError",
+    "GroupNotFoundError",
+    "Handle",
+    "IncompleteError",
+    "InvalidHeadersError",
+    "InvalidNameError",
+    "LockedError",
+    "Message",
+    "NatsError",
+    "NatsOptions",
+    "NoStreamError",
+    "NotConnectedError",
+    "PayloadError",
+    "PublishUnknownError",
+    "Publisher",
+    "QueueError",
+    "Receipt",
+    "RejectedError",
+    "Retention",
+    "ServerError",
+    "StorageError",
+    "Subscriber",
+    "TimeoutError",
+    "TooLargeError",
+    "TopicNotFoundError",
+    "UnsupportedError",
+    "build_info",
+    "open",
+    "wrap",
+]
+
+__version__: str = build_info()["version"]
+
+logging.getLogger("vecmq").addHandler(logging.NullHandler())
+
+if build_info()["profile"] != "release":
+    import warnings
+
+    warnings.warn(
+        "vecmq was built without optimisation; its speed says nothing (build with `make build-prod`)",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def __getattr__(name: str) -> Any:
+    # The bridge imports nats-py (150 ms), which most users do not need.
+    if name == "wrap":
+        from vecmq.bridge import wrap
+
+        return wrap
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

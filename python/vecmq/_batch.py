@@ -1,0 +1,49 @@
+"""Several messages as one list."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vecmq._native import Message, ack_all, join_rows
+from vecmq.errors import PayloadError
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from numpy.typing import NDArray
+
+
+class Batch(list[Message]):
+    """Messages that were received together, in order.
+
+    A list, with two operations on the whole. Empty when the time was over before a message came.
+    """
+
+    def array(self) -> NDArray[Any]:
+        """Join the messages into one read-only array with a first axis over the messages.
+
+        Rows that were published together and received together lie side by side: copies 0. Others: 1.
+
+        Returns:
+            ndarray of shape (len(self), *shape of one message).
+
+        Raises:
+            PayloadError: The batch is empty, a message is plain bytes, or dtypes or shapes differ.
+        """
+        joined = join_rows(self)
+        if joined is None:
+            kinds = sorted({f"{m.dtype or 'bytes'}{m.shape or ''}" for m in self})
+            raise PayloadError(
+                "a batch becomes one array only when its messages are arrays of one dtype and shape; "
+                f"this one has {len(self)} messages of {kinds}"
+            )
+        return joined
+
+    def ack(self) -> None:
+        """Mark every message of the batch done; the cursor is saved once.
+
+        Raises:
+            StorageError: The cursor could not be saved.
+            ClosedError: The handle was closed.
+        """
+        ack_all(self)

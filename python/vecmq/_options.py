@@ -1,0 +1,250 @@
+"""What `open` takes, checked, and the stores that belong to one handle."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import math
+import os
+import shutil
+import tempfile
+import weakref
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from vecmq._native import Hub
+from vecmq.errors import ConfigError
+from vecmq.retention import Retention
+
+# At import: exit handlers run in reverse order, so handles close before their servers stop.
+from vecmq.server import EmbeddedServer
+
+Mode = Literal["hybrid", "queue", "nats"]
+Route = Literal["queue", "nats"]
+Codec = Literal["raw", "zstd1", "planes"]
+Level = Literal["stored", "durable"]
+Start = Literal["first", "new"]
+
+MESSAGE_BYTES_MAX = 1 << 30
+TIMEOUT_S = 30.0
+
+MODES = ("hybrid", "queue", "nats")
+CODECS = ("raw", "zstd1", "planes")
+LEVELS = ("stored", "durable")
+ROUTES = ("queue", "nats")
+
+
+@dataclass(frozen=True, slots=True)
+class NatsOptions:
+    """How to reach a NATS server.
+
+    Attributes:
+        url: "nats://host:port" or "tls://host:port"; TLS means TLS or no connection.
+        token: Authentication token.
+        user: User name.
+        password: Password of the user.
+        creds_path: Path of a .creds file.
+        nkey_seed: Seed of an nkey.
+        connect_timeout_s: Seconds until the first connection has to stand, > 0.
+        name: Client name that the server lists.
+    """
+
+    url: str
+    token: str | None = field(default=None, repr=False)
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+    creds_path: str | os.PathLike[str] | None = None
+    nkey_seed: str | None = field(default=None, repr=False)
+    connect_timeout_s: float = 5.0
+    name: str = "vecmq"
+
+
+@dataclass(frozen=True, slots=True)
+class OpenOptions:
+    """Everything `open` was called with, checked."""
+
+    path: Path | None
+    mode: Mode
+    nats: NatsOptions | None
+    threshold_bytes: int | None
+    codec: Codec
+    level: Level
+    message_bytes_max: int
+    retention: Retention
+
+
+def check_options(
+    path: str | os.PathLike[str] | None,
+    mode: Mode,
+    nats: str | NatsOptions | None,
+    *,
+    threshold_bytes: int | None,
+    codec: Codec,
+    level: Level,
+    message_bytes_max: int,
+    retention: Retention | None,
+) -> OpenOptions:
+    """Check the arguments of `open` before anything is made.
+
+    Raises:
+        ConfigError: A value is out of its range, or two contradict each other.
+    """
+    _one_of("mode", mode, MODES)
+    _one_of("codec", codec, CODECS)
+    _one_of("level", level, LEVELS)
+    if not isinstance(message_bytes_max, int) or not 1 <= message_bytes_max <= 1 << 40:
+        raise ConfigError(
+            f"message_bytes_max: expected 1 to {1 << 40} bytes, got {message_bytes_max!r}"
+        )
+    if threshold_bytes is not None and not (
+        isinstance(threshold_bytes, int) and 0 <= threshold_bytes <= 1 << 40
+    ):
+        raise ConfigError(
+            f"threshold_bytes: expected None or 0 to {1 << 40} bytes, got {threshold_bytes!r}"
+        )
+    if isinstance(nats, str):
+        nats = NatsOptions(url=nats)
+    if nats is not None and not isinstance(nats, NatsOptions):
+        raise ConfigError(f"nats: expected a URL or NatsOptions, got {type(nats).__name__}")
+    if nats is not None and mode == "queue":
+        raise ConfigError("nats: mode 'queue' has no NATS route")
+    if nats is not None and level == "durable":
+        raise ConfigError(
+            "level: 'durable' needs a server that syncs before it acknowledges, "
+            "which cannot be seen from a client; use the embedded server (nats=None)"
+        )
+    if nats is not None:
+        check_timeout(nats.connect_timeout_s, "connect_timeout_s")
+    return OpenOptions(
+        path=None if path is None else Path(path),
+        mode=mode,
+        nats=nats,
+        threshold_bytes=threshold_bytes,
+        codec=codec,
+        level=level,
+        message_bytes_max=message_bytes_max,
+        retention=retention or Retention(),
+    )
+
+
+def check_timeout(timeout_s: float | None, name: str = "timeout_s") -> None:
+    """Check a timeout in seconds; None waits.
+
+    Raises:
+        ConfigError: It is not a positive number.
+    """
+    if timeout_s is None:
+        return
+    is_number = isinstance(timeout_s, (int, float)) and not isinstance(timeout_s, bool)
+    if not is_number or math.isnan(timeout_s) or timeout_s <= 0:
+        raise ConfigError(f"{name}: expected seconds > 0 or None, got {timeout_s!r}")
+
+
+def check_route(route: Route | None) -> None:
+    """Check a route name; None leaves the choice to the router.
+
+    Raises:
+        ConfigError: It is neither "queue" nor "nats".
+    """
+    if route is not None:
+        _one_of("route", route, ROUTES)
+
+
+def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        expected = ", ".join(repr(one) for one in allowed)
+        raise ConfigError(f"{name}: expected {expected}, got {value!r}")
+
+
+class Stores:
+    """The directory, the server and the core of one handle; opened and closed as one. Blocks."""
+
+    def __init__(self, options: OpenOptions) -> None:
+        self.options = options
+        self.server: EmbeddedServer | None = None
+        self._temporary: Path | None = None
+        self._closed = False
+        self._pid = os.getpid()
+        if options.path is None:
+            self._temporary = Path(tempfile.mkdtemp(prefix="vecmq-"))
+        self.path = options.path or self._temporary
+        try:
+            self.hub = Hub(self._hub_options())
+        except BaseException:
+            self._release()
+            raise
+        _open_stores.add(self)
+
+    def _hub_options(self) -> dict[str, Any]:
+        assert self.path is not None
+        options = self.options
+        retention = options.retention
+        nats = options.nats
+        if options.mode != "nats" or nats is None:
+            self._make_directory(self.path)
+        if options.mode != "queue" and nats is None:
+            nats = self._start_server(self.path / "nats")
+        return {
+            "mode": options.mode,
+            "queue_path": None if options.mode == "nats" else str(self.path / "queue"),
+            "nats_url": nats.url if nats else None,
+            "token": nats.token if nats else None,
+            "user": nats.user if nats else None,
+            "password": nats.password if nats else None,
+            "creds_path": os.fspath(nats.creds_path) if nats and nats.creds_path else None,
+            "nkey_seed": nats.nkey_seed if nats else None,
+            "connect_timeout_s": nats.connect_timeout_s if nats else 5.0,
+            "name": nats.name if nats else "vecmq",
+            "durable": options.level == "durable",
+            "codec": options.codec,
+            "message_bytes_max": options.message_bytes_max,
+            "threshold_bytes": options.threshold_bytes,
+            "age_ms_max": retention.age_ms_max,
+            "bytes_max": retention.bytes_max,
+            "msgs_max": retention.msgs_max,
+            "unacked": retention.unacked,
+            "replicas": 1,
+        }
+
+    @staticmethod
+    def _make_directory(path: Path) -> None:
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"path: cannot make the directory {path}: {error}") from error
+
+    def _start_server(self, store_dir: Path) -> NatsOptions:
+        self.server = EmbeddedServer(store_dir, sync_always=self.options.level == "durable")
+        self.server.start()
+        return NatsOptions(url=self.server.url, token=self.server.token)
+
+    def close(self) -> None:
+        """Close the core, then the server; delete a temporary directory. A second call does nothing."""
+        if self._closed or self._pid != os.getpid():
+            return
+        self._closed = True
+        _open_stores.discard(self)
+        try:
+            self.hub.close()
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        try:
+            if self.server is not None:
+                self.server.stop()
+        finally:
+            if self._temporary is not None:
+                shutil.rmtree(self._temporary, ignore_errors=True)
+
+
+_open_stores: weakref.WeakSet[Stores] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_open_stores() -> None:
+    # A process that ends with open handles still releases its directories and servers.
+    for stores in list(_open_stores):
+        with contextlib.suppress(Exception):
+            stores.close()

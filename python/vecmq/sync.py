@@ -1,0 +1,412 @@
+"""The blocking API: the twins of `vecmq`, with the same names.
+
+For scripts, threads and other event loops. Every call may be made from any thread; it blocks without
+holding the interpreter, and Ctrl-C ends the wait.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from vecmq import _messages
+from vecmq._batch import Batch
+from vecmq._native import Explanation, Message, Receipt
+from vecmq._native import Publisher as NativePublisher
+from vecmq._native import Subscriber as NativeSubscriber
+from vecmq._options import (
+    MESSAGE_BYTES_MAX,
+    TIMEOUT_S,
+    Codec,
+    Level,
+    Mode,
+    NatsOptions,
+    Route,
+    Start,
+    Stores,
+    check_options,
+    check_route,
+    check_timeout,
+)
+from vecmq.errors import ClosedError, ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vecmq.retention import Retention
+    from vecmq.server import EmbeddedServer
+
+__all__ = ["Handle", "Publisher", "Subscriber", "open"]
+
+# Messages that iteration takes from the core at a time.
+_ITERATE_MSGS = 512
+
+
+class Publisher:
+    """Publishes to one topic. Made by `Handle.publisher`."""
+
+    def __init__(self, native: NativePublisher, topic: str) -> None:
+        self._native = native
+        self.topic = topic
+
+    def publish(
+        self,
+        payload: object,
+        headers: Mapping[str, str] | None = None,
+        *,
+        timeout_s: float | None = TIMEOUT_S,
+        route: Route | None = None,
+    ) -> Receipt:
+        """Publish one message and return its receipt.
+
+        As `vecmq.Publisher.publish`: arguments, copies and errors are the same.
+
+        Args:
+            payload: ndarray or buffer of any shape; dtype and shape travel with it. Not mutated.
+            headers: str to str; keys starting with "Nats-" or "Vecmq-" are reserved.
+            timeout_s: Seconds > 0 until the receipt has to be there; None waits.
+            route: "queue" or "nats" to choose the route by hand; None leaves it to the router.
+
+        Returns:
+            Receipt(route, seq, id, level, duplicate, frames_count, payload_bytes, wire_bytes, rows_count).
+
+        Raises:
+            PayloadError: The payload is neither a buffer nor an array of numbers.
+            TooLargeError: The payload exceeds `message_bytes_max` of the handle.
+            PublishUnknownError: Time was over and the message may have been stored.
+            ClosedError: The handle was closed.
+        """
+        return self._submit([_messages.item(payload, headers)], timeout_s, route)[0]
+
+    def publish_many(
+        self,
+        payloads: Iterable[object],
+        headers: Mapping[str, str] | None = None,
+        *,
+        timeout_s: float | None = TIMEOUT_S,
+        route: Route | None = None,
+    ) -> list[Receipt]:
+        """Publish several messages, in order, and return their receipts.
+
+        The small ones reach the log in one write; the large ones are on the way together.
+
+        Args:
+            payloads: Payloads as for `publish`.
+            headers: Headers of every message.
+            timeout_s: Seconds > 0 until all receipts have to be there; None waits.
+            route: As for `publish`.
+
+        Returns:
+            A receipt for each payload, in order.
+
+        Raises:
+            As `publish`; the first error. The other messages go on.
+        """
+        items = _messages.items(payloads, headers)
+        return self._submit(items, timeout_s, route) if items else []
+
+    def publish_rows(
+        self,
+        rows: object,
+        headers: Mapping[str, str] | None = None,
+        *,
+        timeout_s: float | None = TIMEOUT_S,
+        route: Route | None = None,
+    ) -> Receipt:
+        """Publish every row of an n x d array as a message of its own, packed.
+
+        Args:
+            rows: Array of 1 to 1,000,000 rows, with two or more dimensions.
+            headers: Headers of every message.
+            timeout_s: As for `publish`.
+            route: As for `publish`.
+
+        Returns:
+            One Receipt: seq of the first row, rows_count rows with consecutive seqs (in mode "nats" the
+            rows share the seq of their group).
+
+        Raises:
+            As `publish`; PayloadError also for fewer than two dimensions or no row.
+        """
+        return self._submit([_messages.rows_item(rows, headers)], timeout_s, route)[0]
+
+    def _submit(
+        self, items: list[_messages.Item], timeout_s: float | None, route: Route | None
+    ) -> list[Receipt]:
+        check_timeout(timeout_s)
+        check_route(route)
+        return self._native.publish_wait(items, route, timeout_s)
+
+
+class Subscriber:
+    """Reads one topic for one subscription group, in order. Made by `Handle.subscribe`.
+
+    ``for message in subscriber`` yields messages until the subscription is closed.
+    """
+
+    def __init__(self, native: NativeSubscriber, topic: str, group: str) -> None:
+        self._native = native
+        self._ahead: deque[Message] = deque()
+        self._closed = False
+        self.topic = topic
+        self.group = group
+
+    def fetch(self, max_msgs: int = _ITERATE_MSGS, timeout_s: float | None = None) -> Batch:
+        """Return up to `max_msgs` messages, waiting for the first.
+
+        Args:
+            max_msgs: Messages, > 0.
+            timeout_s: Seconds > 0 to wait for the first message; None waits.
+
+        Returns:
+            A Batch; empty when the time was over.
+
+        Raises:
+            ConfigError: A bad count or timeout.
+            CorruptError: A message that cannot be read; `ack_through` its seq to step over it.
+            IncompleteError: A group that has lost frames; step over it likewise.
+            ClosedError: The subscription or the handle was closed.
+        """
+        if not isinstance(max_msgs, int) or max_msgs < 1:
+            raise ConfigError(f"max_msgs: expected messages > 0, got {max_msgs!r}")
+        check_timeout(timeout_s)
+        if self._ahead:
+            return Batch(self._ahead.popleft() for _ in range(min(max_msgs, len(self._ahead))))
+        return Batch(self._native.poll_wait(max_msgs, timeout_s))
+
+    def __iter__(self) -> Iterator[Message]:
+        return self
+
+    def __next__(self) -> Message:
+        while not self._ahead:
+            try:
+                self._ahead.extend(self.fetch(_ITERATE_MSGS))
+            except ClosedError:
+                if self._closed:
+                    raise StopIteration from None
+                raise
+        return self._ahead.popleft()
+
+    def batches(self, max_msgs: int = _ITERATE_MSGS) -> Iterator[Batch]:
+        """Yield batches of up to `max_msgs` messages until the subscription is closed.
+
+        Args:
+            max_msgs: Messages, > 0.
+
+        Yields:
+            Batches with at least one message.
+
+        Raises:
+            As `fetch`.
+        """
+        while True:
+            try:
+                batch = self.fetch(max_msgs)
+            except ClosedError:
+                if self._closed:
+                    return
+                raise
+            yield batch
+
+    def ack_through(self, seq: int) -> None:
+        """Mark every message up to and including `seq` done, delivered or not.
+
+        Args:
+            seq: Position in the topic.
+
+        Raises:
+            StorageError: The cursor could not be saved.
+            ClosedError: The subscription or the handle was closed.
+        """
+        self._native.ack_through(seq)
+        self._ahead = deque(message for message in self._ahead if message.seq > seq)
+
+    def close(self) -> None:
+        """End the subscription; its group and cursor stay. A second call does nothing.
+
+        Raises:
+            ForkError: Called in a forked child.
+        """
+        self._closed = True
+        self._native.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Handle:
+    """One open directory, one connection, or both. Made by `open`."""
+
+    def __init__(self, stores: Stores) -> None:
+        self._stores = stores
+        self._subscribers: weakref.WeakSet[Subscriber] = weakref.WeakSet()
+
+    @property
+    def path(self) -> Path | None:
+        """The directory; None in mode "nats" with a server of your own."""
+        return self._stores.path
+
+    @property
+    def mode(self) -> Mode:
+        """ "hybrid", "queue" or "nats"."""
+        return self._stores.options.mode
+
+    @property
+    def server(self) -> EmbeddedServer | None:
+        """The embedded nats-server, where this handle runs one."""
+        return self._stores.server
+
+    def publisher(self, topic: str) -> Publisher:
+        """Return a publisher of the topic; the topic is made where it does not exist yet.
+
+        Args:
+            topic: 1 to 200 printable ASCII characters without whitespace and ``. * > / \\``.
+
+        Returns:
+            A Publisher; any number may publish to one topic.
+
+        Raises:
+            InvalidNameError: The name breaks the rules.
+            ClosedError: The handle was closed.
+        """
+        return Publisher(self._stores.hub.publisher(topic), topic)
+
+    def subscribe(self, topic: str, group: str, start: Start = "first") -> Subscriber:
+        """Join a subscription group of the topic; it is made where it does not exist yet.
+
+        Args:
+            topic: As for `publisher`.
+            group: Durable name that shares one cursor; the rules of topic names.
+            start: Where a new group begins: "first" (the oldest message) or "new".
+
+        Returns:
+            A Subscriber. It starts at the group's cursor: the first message that was not acked.
+
+        Raises:
+            InvalidNameError: A name breaks the rules.
+            ConfigError: The group has a subscriber in this process already, or a bad `start`.
+            ClosedError: The handle was closed.
+        """
+        subscriber = Subscriber(self._stores.hub.subscribe(topic, group, start), topic, group)
+        self._subscribers.add(subscriber)
+        return subscriber
+
+    def topics(self) -> list[str]:
+        """Return the names of all topics, sorted.
+
+        Raises:
+            ClosedError: The handle was closed.
+        """
+        return self._stores.hub.topics()
+
+    def explain(self, topic: str, size_bytes: int) -> Explanation:
+        """Say which route a message of that size takes now, and why.
+
+        Args:
+            topic: The topic; today all topics of a handle share what was learned.
+            size_bytes: Payload bytes.
+
+        Returns:
+            Explanation(route, reason, threshold_bytes, queue_cost_s, nats_cost_s, learned).
+
+        Raises:
+            ConfigError: A negative size.
+        """
+        if not isinstance(size_bytes, int) or size_bytes < 0:
+            raise ConfigError(f"size_bytes: expected bytes >= 0, got {size_bytes!r}")
+        return self._stores.hub.explain(size_bytes)
+
+    def stats(self) -> dict[str, int]:
+        """Return counts since the handle was opened.
+
+        Returns:
+            published_queue, published_nats, rerouted, aborted, unknown (messages), threshold_bytes.
+
+        Raises:
+            ForkError: Called in a forked child.
+        """
+        return self._stores.hub.stats()
+
+    def close(self) -> None:
+        """Close subscriptions, the stores and the embedded server. A second call does nothing.
+
+        Publishes still in flight end with ClosedError; their fate is resolved at the next open.
+
+        Raises:
+            StorageError: The last write to the log failed.
+        """
+        for subscriber in list(self._subscribers):
+            subscriber.close()
+        self._stores.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def open(
+    path: str | os.PathLike[str] | None = None,
+    mode: Mode = "hybrid",
+    nats: str | NatsOptions | None = None,
+    *,
+    threshold_bytes: int | None = None,
+    codec: Codec = "raw",
+    level: Level = "stored",
+    message_bytes_max: int = MESSAGE_BYTES_MAX,
+    retention: Retention | None = None,
+) -> Handle:
+    """Open a directory and a connection; use it in ``with`` or close it by hand.
+
+    As `vecmq.open`: arguments and errors are the same.
+
+    Args:
+        path: Directory of the queue and of the embedded server's store. None: a temporary one.
+        mode: "hybrid" (both routes in one order), "queue" (no NATS) or "nats" (no RocksDB).
+        nats: URL or NatsOptions of a server. None: an embedded nats-server on loopback.
+        threshold_bytes: Fixed size from which messages take the NATS route. None: learned.
+        codec: "raw", "zstd1" or "planes" (byte planes, for floats).
+        level: What receipts promise: "stored" or "durable".
+        message_bytes_max: Largest payload in bytes, published or received.
+        retention: What may be deleted; None keeps everything.
+
+    Returns:
+        A Handle.
+
+    Raises:
+        ConfigError: A value is out of its range, or two contradict each other.
+        LockedError: Another process or handle owns the directory.
+        ServerError: The embedded server did not start.
+        NotConnectedError: The server could not be reached.
+        StorageError: The directory cannot be used.
+        CorruptError: The log in the directory is damaged.
+    """
+    options = check_options(
+        path,
+        mode,
+        nats,
+        threshold_bytes=threshold_bytes,
+        codec=codec,
+        level=level,
+        message_bytes_max=message_bytes_max,
+        retention=retention,
+    )
+    return Handle(Stores(options))

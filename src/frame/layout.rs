@@ -1,0 +1,82 @@
+//! dtype and shape of an array payload.
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Longest dtype name, in bytes.
+const DTYPE_BYTES_MAX: usize = 32;
+/// Most dimensions of a shape.
+const DIMS_MAX: usize = 32;
+/// Largest element, in bytes.
+const ITEMSIZE_MAX: u16 = 256;
+
+/// dtype name, element size and shape. The core interprets nothing but the sizes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    dtype: String,
+    itemsize: u16,
+    shape: Vec<u64>,
+}
+
+impl Layout {
+    /// Checks and makes a layout.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] when a name, size or shape is outside its limits.
+    pub fn new(dtype: &str, itemsize: u16, shape: Vec<u64>) -> Result<Self> {
+        let named = !dtype.is_empty()
+            && dtype.len() <= DTYPE_BYTES_MAX
+            && dtype.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+        if !named {
+            return Err(bad(format!(
+                "dtype: expected 1 to {DTYPE_BYTES_MAX} bytes of [a-z0-9_], got {dtype:?}"
+            )));
+        }
+        if itemsize == 0 || itemsize > ITEMSIZE_MAX {
+            return Err(bad(format!(
+                "itemsize: expected 1 to {ITEMSIZE_MAX} bytes, got {itemsize}"
+            )));
+        }
+        if shape.len() > DIMS_MAX {
+            return Err(bad(format!(
+                "shape: expected at most {DIMS_MAX} dimensions, got {}",
+                shape.len()
+            )));
+        }
+        let layout = Self { dtype: dtype.to_owned(), itemsize, shape };
+        layout.bytes()?;
+        Ok(layout)
+    }
+
+    /// The dtype's name, for example `float32`.
+    pub fn dtype(&self) -> &str {
+        &self.dtype
+    }
+
+    /// Bytes of one element.
+    pub fn itemsize(&self) -> u16 {
+        self.itemsize
+    }
+
+    /// The shape, outermost dimension first; empty for a scalar.
+    pub fn shape(&self) -> &[u64] {
+        &self.shape
+    }
+
+    /// Bytes of the whole array.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] when the product of the dimensions exceeds 2^63 bytes.
+    pub fn bytes(&self) -> Result<u64> {
+        let overflow = || bad(format!("shape {:?}: more than 2^63 bytes", self.shape));
+        let product = self
+            .shape
+            .iter()
+            .try_fold(u64::from(self.itemsize), |product, &dim| product.checked_mul(dim))
+            .filter(|&product| i64::try_from(product).is_ok());
+        product.ok_or_else(overflow)
+    }
+}
+
+fn bad(context: String) -> Error {
+    Error::new(ErrorKind::Corrupt, context)
+}

@@ -1,0 +1,27 @@
+//! Frames: plan, header, codec, checksum, assembler. Pure: no IO and no clock.
+//!
+//! A payload is cut into chunks ([`Plan`]), each chunk is coded ([`Codec`]) and gets a [`Header`]; the two
+//! are a [`Frame`]. The frames of one message are a group; an [`Assembly`] puts them together again,
+//! straight into one aligned allocation. Nothing that comes in is trusted: lengths are checked before they
+//! allocate, and the checksum of every chunk is verified.
+
+mod aligned;
+mod assembler;
+mod codec;
+mod header;
+mod headers;
+mod id;
+mod layout;
+mod message;
+mod plan;
+mod planes;
+mod text;
+
+pub use assembler::{Assembler, Assembly, decode_single};
+pub use codec::{Codec, checksum, decode_into, encode};
+pub use header::{Frame, Header, WIRE_VERSION};
+pub use headers::Headers;
+pub use id::{MessageId, ProducerId};
+pub use layout::Layout;
+pub use message::{Incoming, Outgoing};
+pub use plan::{CHUNK_BYTES_MAX, MAX_FRAMES, Plan};

@@ -1,0 +1,283 @@
+//! Owns the stores of one directory; hands out topics.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::frame::ProducerId;
+use crate::hybrid::options::{HubOptions, Mode};
+use crate::hybrid::topic::HubTopic;
+use crate::hybrid::{resolve, runtime};
+use crate::name::validate_name;
+use crate::nats::{Connection, NatsOptions};
+use crate::queue::{Queue, QueueOptions};
+use crate::router::{Explanation, Route, Router};
+
+/// How often retention looks for messages that may go.
+const RETENTION_EVERY: Duration = Duration::from_mins(1);
+
+/// Counts since the hub was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Messages acknowledged by the queue route.
+    pub published_queue: u64,
+    /// Messages acknowledged by the NATS route.
+    pub published_nats: u64,
+    /// Messages that the server refused and the queue took.
+    pub rerouted: u64,
+    /// Intents that were never stored and that readers step over.
+    pub aborted: u64,
+    /// Publishes whose caller's time was over before their fate was known.
+    pub unknown: u64,
+    /// The router's threshold, in bytes.
+    pub threshold_bytes: u64,
+}
+
+#[derive(Default)]
+pub(super) struct Counters {
+    pub(super) published_queue: AtomicU64,
+    pub(super) published_nats: AtomicU64,
+    pub(super) rerouted: AtomicU64,
+    pub(super) aborted: AtomicU64,
+    pub(super) unknown: AtomicU64,
+}
+
+/// What every topic of a hub shares.
+pub(super) struct Shared {
+    pub(super) options: HubOptions,
+    pub(super) queue: Option<Arc<Queue>>,
+    pub(super) nats: Option<Connection>,
+    pub(super) producer: ProducerId,
+    pub(super) epoch: u32,
+    pub(super) counters: Counters,
+    router: Mutex<Router>,
+    started: Instant,
+    closed: AtomicBool,
+}
+
+impl Shared {
+    pub(super) fn check_open(&self) -> Result<()> {
+        if self.is_closed() {
+            return Err(Error::new(ErrorKind::Closed, "the handle is closed"));
+        }
+        Ok(())
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// The route of a message, by mode or by the learned threshold.
+    pub(super) fn route(&self, size_bytes: u64) -> Route {
+        match self.options.mode {
+            Mode::Queue => Route::Queue,
+            Mode::Nats => Route::Nats,
+            Mode::Hybrid => self.router().choose(size_bytes).route,
+        }
+    }
+
+    /// Tells the router what a publish cost; logs one line when the threshold moves.
+    pub(super) fn observe(&self, route: Route, size_bytes: u64, cost: Duration) {
+        if self.options.mode != Mode::Hybrid {
+            return;
+        }
+        let change = self.router().observe(route, size_bytes, cost, self.started.elapsed());
+        if let Some(change) = change {
+            log::info!("{change}");
+        }
+    }
+
+    fn router(&self) -> MutexGuard<'_, Router> {
+        // The router's state is plain numbers: a panic elsewhere cannot leave it half-changed.
+        self.router.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Milliseconds since the Unix epoch, as records and retention carry them.
+pub(super) fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// One open directory, one open connection, or both.
+pub struct Hub {
+    shared: Arc<Shared>,
+    topics: Mutex<HashMap<String, Arc<HubTopic>>>,
+}
+
+impl Hub {
+    /// Opens the stores that `options.mode` names and resolves what an earlier process left open.
+    ///
+    /// Blocks for the `RocksDB` recovery and the connect; call it off an event loop.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Locked`], [`ErrorKind::Storage`] or [`ErrorKind::Corrupt`] for the directory,
+    /// [`ErrorKind::NotConnected`] for the server, [`ErrorKind::Config`] for contradicting options.
+    pub fn open(options: HubOptions) -> Result<Self> {
+        let router = Router::new(options.router.clone())?;
+        let queue = match (options.mode, &options.queue_path) {
+            (Mode::Nats, _) => None,
+            (_, Some(path)) => {
+                let queue_options = QueueOptions {
+                    sync_writes: options.durable,
+                    retention: options.retention.clone(),
+                };
+                Some(Queue::open(path, queue_options)?)
+            }
+            (_, None) => return Err(Error::new(ErrorKind::Config, "this mode needs a path")),
+        };
+        let nats = match (options.mode, &options.nats) {
+            (Mode::Queue, _) => None,
+            (_, Some(nats_options)) => Some(connect(nats_options.clone())?),
+            (_, None) => {
+                return Err(Error::new(ErrorKind::Config, "this mode needs a NATS server"));
+            }
+        };
+        let (producer, epoch) = queue
+            .as_ref()
+            .map_or((ProducerId::random(), 1), |queue| (queue.producer(), queue.instance_epoch()));
+        let shared = Arc::new(Shared {
+            options,
+            queue,
+            nats,
+            producer,
+            epoch,
+            counters: Counters::default(),
+            router: Mutex::new(router),
+            started: Instant::now(),
+            closed: AtomicBool::new(false),
+        });
+        let hub = Self { shared, topics: Mutex::new(HashMap::new()) };
+        hub.recover()?;
+        hub.start_retention()?;
+        Ok(hub)
+    }
+
+    /// The topic of that name; made where it does not exist yet.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidName`], [`ErrorKind::Closed`] or [`ErrorKind::Storage`].
+    pub fn topic(&self, name: &str) -> Result<Arc<HubTopic>> {
+        self.shared.check_open()?;
+        validate_name("topic", name)?;
+        let mut topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(topic) = topics.get(name) {
+            return Ok(Arc::clone(topic));
+        }
+        let topic = Arc::new(HubTopic::open(Arc::clone(&self.shared), name)?);
+        topics.insert(name.to_owned(), Arc::clone(&topic));
+        Ok(topic)
+    }
+
+    /// The names of all topics of the directory; in mode `nats`, of the topics this hub has opened.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Closed`] or [`ErrorKind::Storage`].
+    pub fn topics(&self) -> Result<Vec<String>> {
+        self.shared.check_open()?;
+        let mut names = match &self.shared.queue {
+            Some(queue) => queue.topics()?,
+            None => {
+                let topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
+                topics.keys().cloned().collect()
+            }
+        };
+        names.sort();
+        Ok(names)
+    }
+
+    /// Which route a message of that size takes now, and why.
+    pub fn explain(&self, size_bytes: u64) -> Explanation {
+        self.shared.router().explain(size_bytes)
+    }
+
+    /// Counts since the hub was opened.
+    pub fn stats(&self) -> Stats {
+        let counters = &self.shared.counters;
+        Stats {
+            published_queue: counters.published_queue.load(Ordering::Relaxed),
+            published_nats: counters.published_nats.load(Ordering::Relaxed),
+            rerouted: counters.rerouted.load(Ordering::Relaxed),
+            aborted: counters.aborted.load(Ordering::Relaxed),
+            unknown: counters.unknown.load(Ordering::Relaxed),
+            threshold_bytes: self.shared.router().threshold_bytes(),
+        }
+    }
+
+    /// The level that receipts of this hub carry, and its mode.
+    pub fn options(&self) -> &HubOptions {
+        &self.shared.options
+    }
+
+    /// Ends all publishes and subscriptions, then releases the directory and the connection.
+    ///
+    /// Publishes that are still in flight end with [`ErrorKind::Closed`]; what became of them is resolved
+    /// when the directory is opened again. A second call does nothing.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Storage`] when the last write to the log fails.
+    pub fn close(&self) -> Result<()> {
+        if self.shared.closed.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        self.topics.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        if let Some(nats) = &self.shared.nats {
+            runtime::handle()?.block_on(nats.close());
+        }
+        self.shared.queue.as_ref().map_or(Ok(()), |queue| queue.close())
+    }
+
+    /// Asks the stream what became of the intents that the last process left open.
+    fn recover(&self) -> Result<()> {
+        let Some(queue) = &self.shared.queue else { return Ok(()) };
+        for name in queue.topics()? {
+            let open = queue.topic(&name)?.open_seqs()?;
+            if open.is_empty() {
+                continue;
+            }
+            if self.shared.nats.is_none() {
+                log::warn!(
+                    "topic {name:?}: {} messages wait for the NATS route; open with mode 'hybrid'",
+                    open.len()
+                );
+                continue;
+            }
+            let topic = self.topic(&name)?;
+            for seq in open {
+                resolve::spawn(&topic, seq)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes what retention allows now, and then once a minute for as long as the hub is open.
+    fn start_retention(&self) -> Result<()> {
+        let Some(queue) = &self.shared.queue else { return Ok(()) };
+        let retention = &self.shared.options.retention;
+        if retention.age_ms_max.is_none() && retention.bytes_max.is_none() {
+            return Ok(());
+        }
+        queue.retain(unix_ms())?;
+        let queue = Arc::downgrade(queue);
+        runtime::handle()?.spawn(async move {
+            loop {
+                tokio::time::sleep(RETENTION_EVERY).await;
+                let Some(queue) = queue.upgrade() else { return };
+                let done = tokio::task::spawn_blocking(move || queue.retain(unix_ms())).await;
+                match done {
+                    Ok(Err(error)) if error.kind() == ErrorKind::Closed => return,
+                    Ok(Err(error)) => log::warn!("retention failed: {error}"),
+                    Ok(Ok(_)) => {}
+                    Err(_) => return,
+                }
+            }
+        });
+        Ok(())
+    }
+}
+
+fn connect(options: NatsOptions) -> Result<Connection> {
+    runtime::handle()?.block_on(Connection::connect(options))
+}

@@ -1,0 +1,36 @@
+//! One topic over two routes, in one order.
+//!
+//! The queue's log of a topic is its **journal**: every message has an entry in it. A small message is the
+//! entry. A large one is an *intent*, written before its frames go to JetStream and completed with the
+//! manifest's stream sequence when the `PubAck` came. So there is one sequencer, one cursor per subscription
+//! group, and one order: the order of the publish calls.
+//!
+//! | file | what it knows |
+//! |---|---|
+//! | `options` | how a hub is opened, and its limits |
+//! | `hub` | owns the stores of one directory; hands out topics |
+//! | `entry` | the bytes of a journal entry |
+//! | `topic` | one topic: its journal, its stream, the lane that keeps frames in call order |
+//! | `publish` | submission -> route -> journal -> receipt |
+//! | `runtime` | the tokio runtime that both directions share |
+//! | `resolve` | what became of an intent whose `PubAck` never came |
+//! | `subscribe` | entries -> messages, in order, large ones prefetched from the stream |
+//! | `acks` | which messages of a subscription are done |
+//! | `stream_subscribe` | the subscription of mode `nats`, where the stream is the only store |
+
+mod acks;
+mod entry;
+mod hub;
+mod options;
+mod publish;
+mod resolve;
+mod runtime;
+mod stream_subscribe;
+mod subscribe;
+mod topic;
+
+pub use hub::{Hub, Stats};
+pub use options::{HubOptions, Level, Mode, Start};
+pub use publish::{Done, Receipt, Submission};
+pub use subscribe::{Message, Subscriber};
+pub use topic::HubTopic;

@@ -1,0 +1,246 @@
+//! Frames -> a message, by direct get; looking a message up, discarding one.
+//!
+//! Direct get reads from the stream's store without a consumer and without acknowledgements; a batch of one
+//! subject brings all frames of a group with one request.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
+use async_nats::{HeaderMap, Message, StatusCode, Subscriber};
+use bytes::Bytes;
+use futures_util::StreamExt;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::frame::{Assembly, Codec, Header, Headers, Incoming, MessageId};
+use crate::nats::errors;
+use crate::nats::topic::{Inner, JetTopic};
+
+/// Until the next frame of a batch has to be there.
+const FRAME_TIMEOUT: Duration = Duration::from_secs(5);
+/// Manifests that one look-up request brings.
+const LOOKUP_BATCH: usize = 512;
+/// A look-up's consumer goes by itself when nobody asks it any more.
+const LOOKUP_CONSUMER_IDLE: Duration = Duration::from_secs(30);
+
+impl JetTopic {
+    /// Reads a whole message; every chunk is decoded straight to its place in one allocation.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Incomplete`] when a frame or the manifest is not there, [`ErrorKind::Corrupt`],
+    /// [`ErrorKind::TooLarge`] over `decode_limit_bytes`, [`ErrorKind::NotConnected`].
+    pub async fn fetch(
+        &self,
+        id: &MessageId,
+        manifest_seq: u64,
+        decode_limit_bytes: u64,
+    ) -> Result<(Incoming, Headers)> {
+        let request = format!("{{\"seq\":{manifest_seq}}}");
+        let subject = direct_subject(&self.inner);
+        let asked = self.inner.client.request(subject, Bytes::from(request)).await;
+        let reply = asked.map_err(|e| errors::request("cannot fetch a manifest", e))?;
+        if reply.status.is_some_and(|status| status != StatusCode::OK) {
+            return Err(Error::new(
+                ErrorKind::Incomplete,
+                format!("message {id}: its manifest is gone from the stream"),
+            ));
+        }
+        let (header, headers) = read_headers(reply.headers.as_ref())?;
+        let header = header.filter(|header| header.id == *id).ok_or_else(|| {
+            Error::new(
+                ErrorKind::Corrupt,
+                format!("stream sequence {manifest_seq} is not the manifest of message {id}"),
+            )
+        })?;
+        let incoming = complete(&self.inner, &header, &reply.payload, decode_limit_bytes).await?;
+        Ok((incoming, headers))
+    }
+
+    /// The stream sequence of a message's manifest, when the whole message was stored after `floor_seq`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotConnected`], [`ErrorKind::NoStream`].
+    pub async fn lookup(&self, id: &MessageId, floor_seq: u64) -> Result<Option<u64>> {
+        let Some(manifest_seq) = self.find_manifest(id, floor_seq).await? else { return Ok(None) };
+        match self.fetch(id, manifest_seq, u64::MAX).await {
+            Ok(_) => Ok(Some(manifest_seq)),
+            Err(error) if matches!(error.kind(), ErrorKind::Incomplete | ErrorKind::Corrupt) => {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Looks through the headers of all manifests after `floor_seq`.
+    async fn find_manifest(&self, id: &MessageId, floor_seq: u64) -> Result<Option<u64>> {
+        let last_seq = self.last_seq().await?;
+        if last_seq <= floor_seq {
+            return Ok(None);
+        }
+        let failed = |e: async_nats::jetstream::stream::ConsumerError| {
+            errors::request("cannot look through the stream", e)
+        };
+        let consumer = self.inner.stream.create_consumer(pull::Config {
+            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: floor_seq + 1 },
+            ack_policy: AckPolicy::None,
+            filter_subject: self.inner.name().to_owned(),
+            headers_only: true,
+            inactive_threshold: LOOKUP_CONSUMER_IDLE,
+            ..pull::Config::default()
+        });
+        let consumer = consumer.await.map_err(failed)?;
+        let mut found = None;
+        'batches: loop {
+            let batch = consumer.fetch().max_messages(LOOKUP_BATCH).messages().await;
+            let mut batch =
+                batch.map_err(|e| errors::request("cannot look through the stream", e))?;
+            let mut count = 0;
+            while let Some(message) = batch.next().await {
+                let message = message.map_err(|e| {
+                    Error::with_source(ErrorKind::NotConnected, "the look-up broke off", e)
+                })?;
+                count += 1;
+                let (header, _) = read_headers(message.headers.as_ref()).unwrap_or_default();
+                let info = message.info().map_err(|e| {
+                    Error::with_source(ErrorKind::Corrupt, "the look-up met a foreign message", e)
+                })?;
+                if header.is_some_and(|header| header.id == *id) {
+                    found = Some(info.stream_sequence);
+                    break 'batches;
+                }
+            }
+            if count == 0 {
+                break;
+            }
+        }
+        let name = &consumer.cached_info().name;
+        if let Err(e) = self.inner.stream.delete_consumer(name).await {
+            log::debug!("consumer {name} goes by itself: {e}");
+        }
+        Ok(found)
+    }
+
+    /// Purges a message's frames; its manifest, should there be one, is left without them.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotConnected`], [`ErrorKind::NoStream`].
+    pub async fn discard(&self, id: &MessageId) -> Result<()> {
+        let purged = self.inner.stream.purge().filter(self.inner.frames_subject(id)).await;
+        purged.map(drop).map_err(|e| errors::request("cannot purge frames", e))
+    }
+}
+
+/// Puts a message together from its manifest and the frames in the stream.
+pub(super) async fn complete(
+    inner: &Inner,
+    manifest: &Header,
+    body: &[u8],
+    decode_limit_bytes: u64,
+) -> Result<Incoming> {
+    let mut assembly = Assembly::new(manifest, decode_limit_bytes)?;
+    assembly = accept(assembly, manifest.clone(), Bytes::copy_from_slice(&[]), Some(body)).await?;
+    let mut missing = manifest.count - 1;
+    let mut next_seq = 1;
+    while missing > 0 {
+        let mut batch = Batch::request(inner, &manifest.id, next_seq, missing).await?;
+        let before = missing;
+        while let Some((stream_seq, header, body)) = batch.next().await? {
+            next_seq = stream_seq + 1;
+            assembly = accept(assembly, header, body, None).await?;
+            missing = missing.saturating_sub(1);
+        }
+        if missing == before {
+            inner.incomplete_count.fetch_add(1, Ordering::Relaxed);
+            break;
+        }
+    }
+    assembly.finish()
+}
+
+/// Takes one frame; coded ones are decoded on a thread that may be busy.
+async fn accept(
+    mut assembly: Assembly,
+    header: Header,
+    owned: Bytes,
+    borrowed: Option<&[u8]>,
+) -> Result<Assembly> {
+    if header.codec == Codec::Raw {
+        assembly.accept(&header, borrowed.unwrap_or(&owned))?;
+        return Ok(assembly);
+    }
+    let body = borrowed.map_or(owned, Bytes::copy_from_slice);
+    let decoding = tokio::task::spawn_blocking(move || {
+        assembly.accept(&header, &body)?;
+        Ok(assembly)
+    });
+    let gone = |e| Error::with_source(ErrorKind::Closed, "the worker threads ended", e);
+    decoding.await.map_err(gone)?
+}
+
+fn direct_subject(inner: &Inner) -> String {
+    format!("$JS.API.DIRECT.GET.{}", inner.name())
+}
+
+/// The frames of one group, as the server sends them.
+struct Batch {
+    replies: Subscriber,
+}
+
+impl Batch {
+    async fn request(inner: &Inner, id: &MessageId, seq: u64, count: u32) -> Result<Self> {
+        let inbox = inner.client.new_inbox();
+        let failed = |e| errors::request("cannot fetch frames", e);
+        let replies = inner.client.subscribe(inbox.clone()).await.map_err(failed)?;
+        let subject = inner.frames_subject(id);
+        let request = format!("{{\"seq\":{seq},\"next_by_subj\":\"{subject}\",\"batch\":{count}}}");
+        inner
+            .client
+            .publish_with_reply(direct_subject(inner), inbox, Bytes::from(request))
+            .await
+            .map_err(|e| errors::request("cannot fetch frames", e))?;
+        Ok(Self { replies })
+    }
+
+    /// The next frame with its stream sequence; None at the end of what the server has.
+    async fn next(&mut self) -> Result<Option<(u64, Header, Bytes)>> {
+        let lost = || Error::new(ErrorKind::NotConnected, "the server did not send the frames");
+        let reply = tokio::time::timeout(FRAME_TIMEOUT, self.replies.next()).await;
+        let Message { status, headers, payload, .. } =
+            reply.map_err(|_| lost())?.ok_or_else(lost)?;
+        match status.map(|status| status.as_u16()) {
+            None | Some(200) => {}
+            // End of the batch, or nothing (more) on the subject.
+            Some(204 | 404) => return Ok(None),
+            Some(_) => return Err(lost()),
+        }
+        let stream_seq = headers
+            .as_ref()
+            .and_then(|headers| headers.get("Nats-Sequence"))
+            .and_then(|value| value.as_str().parse().ok())
+            .ok_or_else(lost)?;
+        let header = read_headers(headers.as_ref())?.0.ok_or_else(|| {
+            Error::new(ErrorKind::Corrupt, format!("stream sequence {stream_seq} is no frame"))
+        })?;
+        Ok(Some((stream_seq, header, payload)))
+    }
+}
+
+/// The frame header, where the message is a frame, and the user's headers.
+pub(super) fn read_headers(headers: Option<&HeaderMap>) -> Result<(Option<Header>, Headers)> {
+    let Some(headers) = headers else { return Ok((None, Headers::empty())) };
+    let mut fields = HashMap::new();
+    let mut user = Vec::new();
+    for (key, values) in headers.iter() {
+        let key: &str = key.as_ref();
+        for value in values {
+            if key.starts_with("Vecmq-") {
+                fields.insert(key, value.as_str());
+            } else if !key.starts_with("Nats-") {
+                user.push((key.to_owned(), value.as_str().to_owned()));
+            }
+        }
+    }
+    let header = Header::from_fields(|name| fields.get(name).copied())?;
+    Ok((header, Headers::received(user)))
+}

@@ -1,0 +1,132 @@
+//! Subjects of a topic; the frame budget.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Instant;
+
+use async_nats::jetstream::Context;
+use async_nats::jetstream::stream::Stream;
+use async_nats::{Client, HeaderMap};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::frame::{Codec, Headers, MessageId, Outgoing};
+use crate::nats::errors;
+use crate::nats::publish::{self, GroupAck, Job};
+
+/// A topic's stream. Cloning it shares it.
+#[derive(Clone)]
+pub struct JetTopic {
+    pub(super) inner: Arc<Inner>,
+    jobs: mpsc::UnboundedSender<Job>,
+}
+
+pub(super) struct Inner {
+    pub(super) client: Client,
+    pub(super) context: Context,
+    pub(super) stream: Stream,
+    /// The stream's own limit for one message, headers included.
+    pub(super) message_bytes_max: Option<usize>,
+    pub(super) incomplete_count: AtomicU64,
+}
+
+impl JetTopic {
+    pub(super) fn new(
+        client: Client,
+        context: Context,
+        stream: Stream,
+        message_bytes_max: Option<usize>,
+    ) -> Self {
+        let (jobs, receiver) = mpsc::unbounded_channel();
+        let inner = Arc::new(Inner {
+            client,
+            context,
+            stream,
+            message_bytes_max,
+            incomplete_count: AtomicU64::new(0),
+        });
+        tokio::spawn(publish::run(Arc::clone(&inner), receiver));
+        Self { inner, jobs }
+    }
+
+    /// Publishes a message; frames of successive calls leave in the order of the calls.
+    ///
+    /// Never blocks. `done` is called once, from a thread of the runtime: with the acknowledgement of the
+    /// whole group; with [`ErrorKind::Rejected`], [`ErrorKind::NoStream`] or [`ErrorKind::TooLarge`] when the
+    /// server does not take it; with [`ErrorKind::PublishUnknown`] when `deadline` passed and it may be
+    /// stored, [`ErrorKind::Timeout`] when it was not sent; with [`ErrorKind::Closed`].
+    pub fn publish(
+        &self,
+        outgoing: Outgoing,
+        headers: Headers,
+        codec: Codec,
+        deadline: Instant,
+        done: impl FnOnce(Result<GroupAck>) + Send + 'static,
+    ) {
+        let job = Job { outgoing, headers, codec, deadline, done: Box::new(done) };
+        if let Err(unsent) = self.jobs.send(job) {
+            (unsent.0.done)(Err(Error::new(ErrorKind::Closed, "the connection is closed")));
+        }
+    }
+
+    /// As [`JetTopic::publish`], waiting for the acknowledgement.
+    ///
+    /// # Errors
+    /// As [`JetTopic::publish`].
+    pub async fn publish_wait(
+        &self,
+        outgoing: Outgoing,
+        headers: Headers,
+        codec: Codec,
+        deadline: Instant,
+    ) -> Result<GroupAck> {
+        let (sender, receiver) = oneshot::channel();
+        self.publish(outgoing, headers, codec, deadline, move |result| {
+            // Nobody listens any more when the caller was cancelled.
+            let _ = sender.send(result);
+        });
+        let gone = |_| Error::new(ErrorKind::Closed, "the connection is closed");
+        receiver.await.map_err(gone)?
+    }
+
+    /// The highest sequence in the stream.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotConnected`], [`ErrorKind::NoStream`].
+    pub async fn last_seq(&self) -> Result<u64> {
+        let info = self.inner.stream.get_info().await;
+        let info = info.map_err(|e| errors::request("cannot ask for the stream's state", e))?;
+        Ok(info.state.last_sequence)
+    }
+
+    /// Groups that were asked for and were not whole, since the topic was opened.
+    pub fn incomplete_count(&self) -> u64 {
+        self.inner.incomplete_count.load(std::sync::atomic::Ordering::Relaxed)
+    }
+}
+
+impl Inner {
+    pub(super) fn name(&self) -> &str {
+        &self.stream.cached_info().config.name
+    }
+
+    /// Where the frames before the manifest lie.
+    pub(super) fn frames_subject(&self, id: &MessageId) -> String {
+        format!("{}.frames.{}.{}.{}", self.name(), id.producer, id.epoch, id.seq)
+    }
+
+    /// Bytes that one message may have on this stream, headers included.
+    pub(super) fn budget(&self) -> usize {
+        let server = self.client.server_info().max_payload;
+        self.message_bytes_max.map_or(server, |own| server.min(own))
+    }
+}
+
+/// Bytes of headers on the wire: a version line, "key: value" lines, an empty line.
+pub(super) fn headers_bytes(headers: &HeaderMap) -> usize {
+    const VERSION_AND_END: usize = "NATS/1.0\r\n\r\n".len();
+    let lines = headers.iter().flat_map(|(key, values)| {
+        values.iter().map(move |value| AsRef::<str>::as_ref(key).len() + value.as_str().len() + 4)
+    });
+    VERSION_AND_END + lines.sum::<usize>()
+}

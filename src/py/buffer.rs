@@ -1,0 +1,113 @@
+//! Python buffers in, Python buffers out; the only `unsafe` of the crate.
+#![expect(
+    unsafe_code,
+    reason = "the buffer protocol is a C interface; each block says why it is sound"
+)]
+
+use std::ffi::{CStr, c_int};
+use std::ptr;
+
+use bytes::Bytes;
+use pyo3::buffer::PyBuffer;
+use pyo3::exceptions::PyBufferError;
+use pyo3::ffi;
+use pyo3::prelude::*;
+
+/// Borrowed bytes of a Python object, and whether Python could change them meanwhile.
+pub(super) struct Borrowed {
+    pub(super) bytes: Bytes,
+    pub(super) writable: bool,
+}
+
+/// Keeps the exporter alive and its memory in place for as long as any slice of it is.
+struct Exporter(PyBuffer<u8>);
+
+impl AsRef<[u8]> for Exporter {
+    fn as_ref(&self) -> &[u8] {
+        let length = self.0.len_bytes();
+        if length == 0 {
+            return &[];
+        }
+        // SAFETY: the buffer is C-contiguous (checked in `borrow`), so its `length` bytes lie behind
+        // `buf_ptr`, and the export that `self.0` holds keeps them allocated and unmoved. They may be written
+        // by Python meanwhile, which is a data race by the letter: nothing here branches on their value,
+        // publishers compare checksums before and after, and readers verify them.
+        unsafe { std::slice::from_raw_parts(self.0.buf_ptr().cast::<u8>(), length) }
+    }
+}
+
+/// Borrows a C-contiguous buffer of bytes without a copy.
+pub(super) fn borrow(view: &Bound<'_, PyAny>) -> PyResult<Borrowed> {
+    let buffer = PyBuffer::<u8>::get(view)?;
+    if !buffer.is_c_contiguous() {
+        return Err(PyBufferError::new_err("the buffer is not C-contiguous"));
+    }
+    let writable = !buffer.readonly();
+    Ok(Borrowed { bytes: Bytes::from_owner(Exporter(buffer)), writable })
+}
+
+/// Received bytes, given out read-only through the buffer protocol without a copy.
+#[pyclass(frozen, module = "vecmq._native")]
+pub(crate) struct Payload {
+    pub(super) bytes: Bytes,
+}
+
+/// The format of a buffer of bytes.
+const FORMAT: &CStr = c"B";
+
+#[pymethods]
+impl Payload {
+    fn __len__(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// # Safety
+    /// Called by the interpreter with a `Py_buffer` that it owns.
+    #[expect(clippy::needless_pass_by_value, reason = "the slot's signature is fixed")]
+    unsafe fn __getbuffer__(
+        slf: Bound<'_, Self>,
+        view: *mut ffi::Py_buffer,
+        flags: c_int,
+    ) -> PyResult<()> {
+        if view.is_null() {
+            return Err(PyBufferError::new_err("no buffer to fill"));
+        }
+        if flags & ffi::PyBUF_WRITABLE == ffi::PyBUF_WRITABLE {
+            // SAFETY: `view` is a valid `Py_buffer` of the caller; a failed export must leave obj null.
+            unsafe { (*view).obj = ptr::null_mut() };
+            return Err(PyBufferError::new_err("the payload is read-only"));
+        }
+        let bytes = &slf.get().bytes;
+        let length = ffi::Py_ssize_t::try_from(bytes.len())
+            .map_err(|_| PyBufferError::new_err("the payload exceeds the address space"))?;
+        // SAFETY: `view` is a valid `Py_buffer` of the caller. The bytes live as long as `slf`, which
+        // `obj` keeps alive until the release. `shape` and `strides` point into the `Py_buffer` itself,
+        // as PyBuffer_FillInfo of the interpreter does. The format is a static string.
+        unsafe {
+            (*view).buf = bytes.as_ptr().cast_mut().cast();
+            (*view).len = length;
+            (*view).readonly = 1;
+            (*view).itemsize = 1;
+            (*view).ndim = 1;
+            (*view).format = if flags & ffi::PyBUF_FORMAT == ffi::PyBUF_FORMAT {
+                FORMAT.as_ptr().cast_mut()
+            } else {
+                ptr::null_mut()
+            };
+            (*view).shape = if flags & ffi::PyBUF_ND == ffi::PyBUF_ND {
+                &raw mut (*view).len
+            } else {
+                ptr::null_mut()
+            };
+            (*view).strides = if flags & ffi::PyBUF_STRIDES == ffi::PyBUF_STRIDES {
+                &raw mut (*view).itemsize
+            } else {
+                ptr::null_mut()
+            };
+            (*view).suboffsets = ptr::null_mut();
+            (*view).internal = ptr::null_mut();
+            (*view).obj = slf.clone().into_any().into_ptr();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,229 @@
+//! The handle: opens the stores, hands out publishers and subscribers.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pyo3::exceptions::PyKeyError;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use crate::error::{Error, ErrorKind};
+use crate::hybrid::{self, HubOptions, Mode, Start};
+use crate::nats::{Auth, NatsOptions, StreamLimits};
+use crate::py::bound::ProcessBound;
+use crate::py::error::OrRaise;
+use crate::py::publisher::Publisher;
+use crate::py::subscriber::Subscriber;
+use crate::queue::Retention;
+use crate::router::{self, RouterConfig};
+
+/// One open directory, one open connection, or both.
+#[pyclass(frozen, module = "vecmq._native")]
+pub(crate) struct Hub {
+    inner: Arc<ProcessBound<hybrid::Hub>>,
+}
+
+#[pymethods]
+impl Hub {
+    /// Opens the stores that the options name. Blocks.
+    #[new]
+    fn new(py: Python<'_>, options: &Bound<'_, PyDict>) -> PyResult<Self> {
+        let options = hub_options(options)?;
+        let hub = py.detach(|| hybrid::Hub::open(options)).or_raise(py)?;
+        Ok(Self { inner: Arc::new(ProcessBound::new(hub)) })
+    }
+
+    /// A publisher of the topic; the topic is made where it does not exist yet.
+    fn publisher(&self, py: Python<'_>, topic: &str) -> PyResult<Publisher> {
+        py.detach(|| self.inner.get()?.topic(topic)).or_raise(py).map(Publisher::new)
+    }
+
+    /// A subscriber of the topic for a subscription group. start: "first" or "new", for a new group.
+    fn subscribe(
+        &self,
+        py: Python<'_>,
+        topic: &str,
+        group: &str,
+        start: &str,
+    ) -> PyResult<Subscriber> {
+        let open = || {
+            let start = match start {
+                "first" => Start::First,
+                "new" => Start::New,
+                _ => {
+                    return Err(Error::new(
+                        ErrorKind::Config,
+                        format!("start: expected 'first' or 'new', got {start:?}"),
+                    ));
+                }
+            };
+            hybrid::Subscriber::open(&self.inner.get()?.topic(topic)?, group, start)
+        };
+        py.detach(open).or_raise(py).map(Subscriber::new)
+    }
+
+    /// The names of all topics.
+    fn topics(&self, py: Python<'_>) -> PyResult<Vec<String>> {
+        py.detach(|| self.inner.get()?.topics()).or_raise(py)
+    }
+
+    /// Which route a message of that size takes now, and why.
+    fn explain(&self, py: Python<'_>, size_bytes: u64) -> PyResult<Explanation> {
+        let hub = self.inner.get().or_raise(py)?;
+        Ok(Explanation { inner: hub.explain(size_bytes), mode: hub.options().mode, size_bytes })
+    }
+
+    /// Counts since the handle was opened.
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let stats = self.inner.get().or_raise(py)?.stats();
+        let out = PyDict::new(py);
+        out.set_item("published_queue", stats.published_queue)?;
+        out.set_item("published_nats", stats.published_nats)?;
+        out.set_item("rerouted", stats.rerouted)?;
+        out.set_item("aborted", stats.aborted)?;
+        out.set_item("unknown", stats.unknown)?;
+        out.set_item("threshold_bytes", stats.threshold_bytes)?;
+        Ok(out)
+    }
+
+    /// Releases the directory and the connection. A second call does nothing.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| self.inner.get()?.close()).or_raise(py)
+    }
+}
+
+/// Which route a size takes, and why.
+#[pyclass(frozen, module = "vecmq._native")]
+pub(crate) struct Explanation {
+    inner: router::Explanation,
+    mode: Mode,
+    size_bytes: u64,
+}
+
+#[pymethods]
+impl Explanation {
+    /// The size asked about, in bytes.
+    #[getter]
+    fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    /// "queue" or "nats".
+    #[getter]
+    fn route(&self) -> &'static str {
+        match self.mode {
+            Mode::Queue => "queue",
+            Mode::Nats => "nats",
+            Mode::Hybrid => self.inner.route.name(),
+        }
+    }
+
+    /// Why, in one sentence.
+    #[getter]
+    fn reason(&self) -> String {
+        match self.mode {
+            Mode::Queue => "mode 'queue' has one route".to_owned(),
+            Mode::Nats => "mode 'nats' has one route".to_owned(),
+            Mode::Hybrid => self.inner.to_string(),
+        }
+    }
+
+    /// Size at which the cheaper route changes, in bytes.
+    #[getter]
+    fn threshold_bytes(&self) -> u64 {
+        self.inner.threshold_bytes
+    }
+
+    /// Predicted publish-to-receipt time on the queue route, in seconds; None until observed enough.
+    #[getter]
+    fn queue_cost_s(&self) -> Option<f64> {
+        self.inner.queue_cost.map(|cost| cost.as_secs_f64())
+    }
+
+    /// Predicted publish-to-receipt time on the NATS route, in seconds; None until observed enough.
+    #[getter]
+    fn nats_cost_s(&self) -> Option<f64> {
+        self.inner.nats_cost.map(|cost| cost.as_secs_f64())
+    }
+
+    /// The threshold comes from measured cost, not from the start value.
+    #[getter]
+    fn learned(&self) -> bool {
+        self.inner.learned
+    }
+
+    fn __repr__(&self) -> String {
+        format!("Explanation(route='{}', reason={:?})", self.route(), self.reason())
+    }
+}
+
+/// Reads the options that `vecmq._open` has checked; every key is there.
+fn hub_options(options: &Bound<'_, PyDict>) -> PyResult<HubOptions> {
+    let py = options.py();
+    let threshold_bytes: Option<u64> = field(options, "threshold_bytes")?;
+    let defaults = RouterConfig::default();
+    let router = match threshold_bytes {
+        Some(bytes) => RouterConfig { threshold_start_bytes: bytes, fixed: true, ..defaults },
+        None => defaults,
+    };
+    let url: Option<String> = field(options, "nats_url")?;
+    let nats = match url {
+        Some(url) => Some(NatsOptions {
+            url,
+            auth: auth(options)?,
+            connect_timeout: Duration::from_secs_f64(field(options, "connect_timeout_s")?),
+            name: field(options, "name")?,
+        }),
+        None => None,
+    };
+    Ok(HubOptions {
+        mode: field::<String>(options, "mode")?.parse().or_raise(py)?,
+        queue_path: field::<Option<PathBuf>>(options, "queue_path")?,
+        nats,
+        durable: field(options, "durable")?,
+        codec: field::<String>(options, "codec")?.parse().or_raise(py)?,
+        message_bytes_max: field(options, "message_bytes_max")?,
+        router,
+        retention: Retention {
+            age_ms_max: field(options, "age_ms_max")?,
+            bytes_max: field(options, "bytes_max")?,
+            unacked: field(options, "unacked")?,
+        },
+        stream_limits: StreamLimits {
+            age_ms_max: field(options, "age_ms_max")?,
+            bytes_max: field(options, "bytes_max")?,
+            msgs_max: field(options, "msgs_max")?,
+            replicas: field(options, "replicas")?,
+        },
+    })
+}
+
+fn auth(options: &Bound<'_, PyDict>) -> PyResult<Auth> {
+    if let Some(token) = field::<Option<String>>(options, "token")? {
+        return Ok(Auth::Token(token));
+    }
+    if let Some(path) = field::<Option<PathBuf>>(options, "creds_path")? {
+        return Ok(Auth::CredsFile(path));
+    }
+    if let Some(seed) = field::<Option<String>>(options, "nkey_seed")? {
+        return Ok(Auth::NKey(seed));
+    }
+    match (field::<Option<String>>(options, "user")?, field::<Option<String>>(options, "password")?)
+    {
+        (Some(user), password) => {
+            Ok(Auth::UserPassword { user, password: password.unwrap_or_default() })
+        }
+        _ => Ok(Auth::None),
+    }
+}
+
+fn field<'py, T>(options: &Bound<'py, PyDict>, name: &str) -> PyResult<T>
+where
+    T: FromPyObjectOwned<'py>,
+{
+    let value = options
+        .get_item(name)?
+        .ok_or_else(|| PyKeyError::new_err(format!("option {name:?} is missing")))?;
+    value.extract().map_err(Into::into)
+}

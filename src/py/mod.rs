@@ -1,0 +1,69 @@
+//! The Python boundary. Each function here converts, detaches, calls, converts; there is no logic.
+//!
+//! | file | what it knows |
+//! |---|---|
+//! | `buffer` | Python buffers in, Python buffers out; the only `unsafe` of the crate |
+//! | `error` | [`crate::ErrorKind`] -> the classes of `vecmq.errors` |
+//! | `bound` | handles that a forked child must neither use nor drop |
+//! | `completions` | wakes an asyncio loop once for many finished publishes |
+//! | `wait` | blocks a thread until something is done, Ctrl-C included |
+//! | `hub`, `publisher`, `subscriber`, `message` | the classes |
+//! | `frames` | frames for code that brings its own connection (`vecmq.bridge`) |
+
+mod bound;
+mod buffer;
+mod completions;
+mod error;
+mod frames;
+mod hub;
+mod message;
+mod publisher;
+mod subscriber;
+mod wait;
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+/// What this build is: version, profile, and the versions of what it links.
+#[pyfunction]
+fn build_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+    let info = PyDict::new(py);
+    info.set_item("version", env!("CARGO_PKG_VERSION"))?;
+    info.set_item("profile", if cfg!(debug_assertions) { "debug" } else { "release" })?;
+    info.set_item("wire_version", crate::frame::WIRE_VERSION)?;
+    info.set_item("codecs", ["raw", "zstd1", "planes"])?;
+    info.set_item("zstd", zstd::zstd_safe::version_string())?;
+    info.set_item("rocksdb", crate::queue::ROCKSDB_VERSION)?;
+    Ok(info)
+}
+
+/// The Rust core of vecmq.
+#[pymodule(name = "_native")]
+mod native {
+    use pyo3::prelude::*;
+
+    #[pymodule_export]
+    use super::buffer::Payload;
+    #[pymodule_export]
+    use super::build_info;
+    #[pymodule_export]
+    use super::completions::Completions;
+    #[pymodule_export]
+    use super::frames::{GroupAssembler, make_frames};
+    #[pymodule_export]
+    use super::hub::{Explanation, Hub};
+    #[pymodule_export]
+    use super::message::{Message, Receipt, ack_all, join_rows};
+    #[pymodule_export]
+    use super::publisher::Publisher;
+    #[pymodule_export]
+    use super::subscriber::Subscriber;
+
+    #[pymodule_init]
+    #[expect(clippy::unnecessary_wraps, reason = "the signature is fixed")]
+    fn init(_module: &Bound<'_, PyModule>) -> PyResult<()> {
+        // Fails only when a logger is set already, which is then the one to use.
+        drop(pyo3_log::try_init());
+        Ok(())
+    }
+}

@@ -1,0 +1,30 @@
+//! The queue: an embedded topic log in one `RocksDB` directory.
+//!
+//! | file | what it knows |
+//! |---|---|
+//! | `db` | settings, column families, errors; the one place that opens `RocksDB` |
+//! | `lock` | one process owns a directory |
+//! | `keys` | the bytes of keys and records |
+//! | `queue` | the directory: topics, producer, epoch |
+//! | `topic` | seqs, appends, reads, waking readers |
+//! | `append` | one write of one or many records |
+//! | `cursor` | the durable position of a subscription group |
+//! | `retention` | what may be deleted, and deleting it |
+
+mod append;
+mod cursor;
+mod db;
+mod keys;
+mod lock;
+#[expect(clippy::module_inception, reason = "the room and its main noun have one name")]
+mod queue;
+mod retention;
+mod topic;
+
+pub use append::Appender;
+pub use queue::{Queue, QueueOptions};
+pub use retention::{Retained, Retention};
+pub use topic::{Record, Topic};
+
+/// Version of the `RocksDB` that is linked in.
+pub const ROCKSDB_VERSION: &str = "11.8.1";

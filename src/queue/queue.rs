@@ -1,0 +1,181 @@
+//! The directory: topics, producer, epoch.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rocksdb::{Direction, IteratorMode, WriteBatch};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::frame::ProducerId;
+use crate::name::validate_name;
+use crate::queue::db::Db;
+use crate::queue::keys;
+use crate::queue::retention::{Retained, Retention};
+use crate::queue::topic::Topic;
+
+/// How a directory is opened.
+#[derive(Clone, Debug, Default)]
+pub struct QueueOptions {
+    /// Sync the WAL to disk before an append returns (level `durable`).
+    pub sync_writes: bool,
+    /// What [`Queue::retain`] may delete.
+    pub retention: Retention,
+}
+
+/// One directory of topics; owned by one process.
+pub struct Queue {
+    db: Arc<Db>,
+    retention: Retention,
+    producer: ProducerId,
+    epoch: u32,
+    topics: Mutex<HashMap<String, Arc<Topic>>>,
+}
+
+impl Queue {
+    /// Opens a directory; makes it (mode 0700) where it does not exist.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Locked`] naming the owner's pid, [`ErrorKind::Storage`], or [`ErrorKind::Corrupt`] when the log
+    /// is damaged anywhere but in a torn tail.
+    pub fn open(path: &Path, options: QueueOptions) -> Result<Arc<Self>> {
+        let db = Db::open(path, options.sync_writes)?;
+        let (producer, epoch) = identity(&db)?;
+        Ok(Arc::new(Self {
+            db: Arc::new(db),
+            retention: options.retention,
+            producer,
+            epoch,
+            topics: Mutex::new(HashMap::new()),
+        }))
+    }
+
+    /// The producer id of this directory; random, made with it.
+    pub fn producer(&self) -> ProducerId {
+        self.producer
+    }
+
+    /// How often the directory has been opened, this time included.
+    pub fn instance_epoch(&self) -> u32 {
+        self.epoch
+    }
+
+    /// The topic of that name; made where it does not exist.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidName`], [`ErrorKind::Closed`], [`ErrorKind::Storage`].
+    pub fn topic(&self, name: &str) -> Result<Arc<Topic>> {
+        validate_name("topic", name)?;
+        let mut topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(topic) = topics.get(name) {
+            return Ok(Arc::clone(topic));
+        }
+        let id = match self.topic_id(name)? {
+            Some(id) => id,
+            None => self.make_topic(name)?,
+        };
+        let topic = Arc::new(Topic::open(&self.db, id, name)?);
+        topics.insert(name.to_owned(), Arc::clone(&topic));
+        Ok(topic)
+    }
+
+    /// The topic of that name.
+    ///
+    /// # Errors
+    /// [`ErrorKind::TopicNotFound`], else as [`Queue::topic`].
+    pub fn existing_topic(&self, name: &str) -> Result<Arc<Topic>> {
+        validate_name("topic", name)?;
+        if self.topic_id(name)?.is_none() {
+            return Err(Error::new(ErrorKind::TopicNotFound, format!("no topic {name:?} here")));
+        }
+        self.topic(name)
+    }
+
+    /// The names of all topics, in byte order.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Closed`], [`ErrorKind::Storage`].
+    pub fn topics(&self) -> Result<Vec<String>> {
+        let open = self.db.get()?;
+        let mode = IteratorMode::From(&[keys::TOPIC_PREFIX], Direction::Forward);
+        let mut names = Vec::new();
+        for entry in open.rocks.iterator_cf(&open.meta()?, mode) {
+            let (key, _) = entry.map_err(|e| self.db.failed("read", e))?;
+            match key.split_first() {
+                Some((&keys::TOPIC_PREFIX, name)) => {
+                    names.push(String::from_utf8_lossy(name).into_owned());
+                }
+                _ => break,
+            }
+        }
+        Ok(names)
+    }
+
+    /// Deletes what retention allows.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Closed`], [`ErrorKind::Storage`].
+    pub fn retain(&self, now_ms: u64) -> Result<Retained> {
+        let mut all = Retained::default();
+        for name in self.topics()? {
+            let one = self.topic(&name)?.retain(&self.retention, now_ms)?;
+            all.messages += one.messages;
+            all.bytes += one.bytes;
+        }
+        Ok(all)
+    }
+
+    /// Writes everything out and lets go of the directory; later calls end with [`ErrorKind::Closed`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::Storage`] when the last write fails; the directory is let go of all the same.
+    pub fn close(&self) -> Result<()> {
+        let closed = self.db.close();
+        let topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
+        topics.values().for_each(|topic| topic.wake_all());
+        closed
+    }
+
+    fn topic_id(&self, name: &str) -> Result<Option<u32>> {
+        let open = self.db.get()?;
+        let value = open
+            .rocks
+            .get_pinned_cf(&open.meta()?, keys::topic(name))
+            .map_err(|e| self.db.failed("read", e))?;
+        value.map(|value| keys::u32_value(&value)).transpose()
+    }
+
+    fn make_topic(&self, name: &str) -> Result<u32> {
+        let open = self.db.get()?;
+        let meta = open.meta()?;
+        let last = open
+            .rocks
+            .get_pinned_cf(&meta, keys::META_TOPICS)
+            .map_err(|e| self.db.failed("read", e))?;
+        let id = last.map_or(Ok(0), |value| keys::u32_value(&value))? + 1;
+        let mut batch = WriteBatch::default();
+        batch.put_cf(&meta, keys::META_TOPICS, id.to_le_bytes());
+        batch.put_cf(&meta, keys::topic(name), id.to_le_bytes());
+        self.db.write(&open, batch)?;
+        Ok(id)
+    }
+}
+
+/// The directory's producer id, and its epoch: one more than at the last open.
+fn identity(db: &Db) -> Result<(ProducerId, u32)> {
+    let open = db.get()?;
+    let meta = open.meta()?;
+    let read = |key: &[u8]| open.rocks.get_pinned_cf(&meta, key).map_err(|e| db.failed("read", e));
+    let producer = match read(keys::META_PRODUCER)? {
+        Some(value) => ProducerId(value.as_ref().try_into().map_err(|_| {
+            Error::new(ErrorKind::Corrupt, "log metadata: the producer id is not 16 bytes")
+        })?),
+        None => ProducerId::random(),
+    };
+    let epoch = read(keys::META_EPOCH)?.map_or(Ok(0), |value| keys::u32_value(&value))? + 1;
+    let mut batch = WriteBatch::default();
+    batch.put_cf(&meta, keys::META_PRODUCER, producer.0);
+    batch.put_cf(&meta, keys::META_EPOCH, epoch.to_le_bytes());
+    db.write(&open, batch)?;
+    Ok((producer, epoch))
+}
