@@ -239,10 +239,23 @@ class TestToArray:
 
     @pytest.mark.parametrize(
         "dtype",
-        (
-            "object float31 f4 O <f4 f4,i4 datetime64[ns] datetime64_0s datetime64_ "
-            "finfo numpy float128 str void timedelta64_parsec"
-        ).split(" "),
+        [
+            "object",
+            "float31",
+            "f4",
+            "O",
+            "<f4",
+            "f4,i4",
+            "datetime64[ns]",
+            "datetime64_0s",
+            "datetime64_",
+            "finfo",
+            "numpy",
+            "float128",
+            "str",
+            "void",
+            "timedelta64_parsec",
+        ],
     )
     def test_an_unknown_dtype_is_unsupported(self, dtype: str) -> None:
         with pytest.raises(UnsupportedError):

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     Array: TypeAlias = NDArray[Any]
 
+# ruff: noqa: SIM905 - a list would take a line for each of 34 names
 _NUMPY_NAMES = frozenset(
     "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 "
     "float16 float32 float64 complex64 complex128".split()

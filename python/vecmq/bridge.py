@@ -245,7 +245,7 @@ def wrap(
     """Give a nats-py client whose `jetstream()` publishes arrays and payloads of any size.
 
     Args:
-        nc: Client of nats-py >= 2.16, connected or not; it stays usable and is the same connection.
+        nc: Client of nats-py, connected or not; it stays usable and is the same connection.
         codec: Compressor of the frames: "raw", "zstd1" or "planes".
         message_bytes_max: Largest payload in bytes.
 
