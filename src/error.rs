@@ -1,7 +1,7 @@
 //! Everything that can go wrong, as one list of kinds.
 //!
-//! Callers and tests branch on [`ErrorKind`], never on text. The context is a full sentence for a person:
-//! it states what was expected and what came, with units.
+//! Callers and tests branch on [`ErrorKind`], never on text. The context is a full sentence for a
+//! person: it states what was expected and what came, with units.
 
 use std::error::Error as StdError;
 use std::fmt;

@@ -1,9 +1,9 @@
 //! Which route a message of a size takes, and why.
 //!
-//! The cost of a route is a line, a + b x bytes, fitted to what publishing took, with old samples fading.
-//! Where the two lines cross is the threshold. Each route is mostly seen on its own side of the threshold, so
-//! a small share of the messages near it goes the other way: without these probes the crossing would be an
-//! extrapolation for ever.
+//! The cost of a route is a line, a + b x bytes, fitted to what publishing took, with old samples
+//! fading. Where the two lines cross is the threshold. Each route is mostly seen on its own side of
+//! the threshold, so a small share of the messages near it goes the other way: without these probes
+//! the crossing would be an extrapolation for ever.
 //!
 //! Pure: no IO, no randomness, and the clock is an argument.
 
@@ -15,10 +15,11 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Samples of a route before its line is believed.
 const SAMPLES_MIN: u64 = 32;
-/// Sizes are weighed by 1/(bytes + this)^2: relative errors count, so the large do not drown the small.
+/// Sizes are weighed by 1/(bytes + this)^2: relative errors count, so the large do not drown the
+/// small.
 const SMALL_BYTES: f64 = 4096.0;
-/// A sample counts as at most this many times what was predicted: a stall is one sample, not the new normal;
-/// a lasting shift gets through in a few steps all the same.
+/// A sample counts as at most this many times what was predicted: a stall is one sample, not the
+/// new normal; a lasting shift gets through in a few steps all the same.
 const OUTLIER_FACTOR: f64 = 8.0;
 /// Probes go the other way when the size is within this factor of the threshold.
 const PROBE_FACTOR: u64 = 4;
@@ -343,7 +344,8 @@ impl Router {
         self.threshold_bytes
     }
 
-    /// Where a message of that size goes. Counts it: one in `probe_every` near the threshold is a probe.
+    /// Where a message of that size goes. Counts it: one in `probe_every` near the threshold is a
+    /// probe.
     pub fn choose(&mut self, size_bytes: u64) -> Decision {
         let decision = self.by_threshold(size_bytes);
         let near = size_bytes >= self.threshold_bytes / PROBE_FACTOR
@@ -400,7 +402,8 @@ impl Router {
         Some(ThresholdChange { from_bytes, to_bytes: crossing, queue, nats })
     }
 
-    /// The size at which the lines cross; where one route is cheaper everywhere, the end of the range.
+    /// The size at which the lines cross; where one route is cheaper everywhere, the end of the
+    /// range.
     fn crossing(&self, queue: Cost, nats: Cost) -> u64 {
         let (min, max) = (self.config.threshold_min_bytes, self.config.threshold_max_bytes);
         let gain_per_byte = queue.per_byte_s - nats.per_byte_s;

@@ -102,7 +102,7 @@ if build_info()["profile"] != "release":
     import warnings
 
     warnings.warn(
-        "vecmq was built without optimisation; its speed says nothing (build with `make build-prod`)",
+        "vecmq was built without optimisation; its speed says nothing (`make build-prod`)",
         RuntimeWarning,
         stacklevel=2,
     )

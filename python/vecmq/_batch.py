@@ -22,7 +22,8 @@ class Batch(list[Message]):
     def array(self) -> NDArray[Any]:
         """Join the messages into one read-only array with a first axis over the messages.
 
-        Rows that were published together and received together lie side by side: copies 0. Others: 1.
+        Rows that were published together and received together lie side by side: copies 0.
+        Others: 1.
 
         Returns:
             ndarray of shape (len(self), *shape of one message).
@@ -34,8 +35,8 @@ class Batch(list[Message]):
         if joined is None:
             kinds = sorted({f"{m.dtype or 'bytes'}{m.shape or ''}" for m in self})
             raise PayloadError(
-                "a batch becomes one array only when its messages are arrays of one dtype and shape; "
-                f"this one has {len(self)} messages of {kinds}"
+                "a batch becomes one array only when its messages are arrays of one dtype and "
+                f"shape; this one has {len(self)} messages of {kinds}"
             )
         return joined
 

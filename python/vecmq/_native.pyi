@@ -1,4 +1,4 @@
-"""The Rust core of vecmq. The public classes with their documentation are in `vecmq` and `vecmq.sync`."""
+"""The Rust core of vecmq. The documented public classes are in `vecmq` and `vecmq.sync`."""
 
 from collections.abc import Sequence
 from typing import Any, final
@@ -185,7 +185,7 @@ class Subscriber:
     """Reads one topic for one subscription group."""
 
     def poll(self, messages_max: int, completions: Completions, token: int) -> list[Message]:
-        """Takes what is ready; an empty list means the token finishes when it is worth another look."""
+        """Takes what is ready; an empty list: the token finishes when another look is worth it."""
     def poll_wait(self, messages_max: int, timeout_s: float | None) -> list[Message]:
         """Blocks until something is ready; an empty list means the time was over."""
     def ack_through(self, seq: int) -> None:

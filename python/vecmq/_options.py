@@ -220,7 +220,7 @@ class Stores:
         return NatsOptions(url=self.server.url, token=self.server.token)
 
     def close(self) -> None:
-        """Close the core, then the server; delete a temporary directory. A second call does nothing."""
+        """Close the core, then the server; delete a temporary directory. Once is enough."""
         if self._closed or self._pid != os.getpid():
             return
         self._closed = True

@@ -1,8 +1,8 @@
 """The asyncio API. `vecmq.sync` has blocking twins with the same names.
 
-Publishing a small message is a write to the embedded log: it is done when the call returns, and the await
-costs no turn of the event loop. Large messages finish through one watched socket that wakes the loop once
-for all that gathered.
+Publishing a small message is a write to the embedded log: it is done when the call returns, and the
+await costs no turn of the event loop. Large messages finish through one watched socket that wakes
+the loop once for all that gathered.
 """
 
 from __future__ import annotations
@@ -112,19 +112,21 @@ class Publisher:
     ) -> Receipt:
         """Publish one message and return its receipt.
 
-        The receipt says which route took it. Copies of the payload on the way: queue 1 (into the log),
-        NATS 0 for a raw frame of 4 KiB or more, 1 below and for coded frames. A writable payload is
-        borrowed until the receipt: changing it meanwhile is an error, not a torn message.
+        The receipt says which route took it. Copies of the payload on the way: queue 1 (into the
+        log), NATS 0 for a raw frame of 4 KiB or more, 1 below and for coded frames. A writable
+        payload is borrowed until the receipt: changing it meanwhile is an error, not a torn
+        message.
 
         Args:
-            payload: ndarray or buffer of any shape; dtype and shape travel with it. Not mutated. An array
-                that is not C-contiguous is copied once more.
+            payload: ndarray or buffer of any shape; dtype and shape travel with it. Not mutated. An
+                array that is not C-contiguous is copied once more.
             headers: str to str; keys starting with "Nats-" or "Vecmq-" are reserved.
             timeout_s: Seconds > 0 until the receipt has to be there; None waits.
             route: "queue" or "nats" to choose the route by hand; None leaves it to the router.
 
         Returns:
-            Receipt(route, seq, id, level, duplicate, frames_count, payload_bytes, wire_bytes, rows_count).
+            Receipt(route, seq, id, level, duplicate, frames_count, payload_bytes, wire_bytes,
+            rows_count).
 
         Raises:
             PayloadError: The payload is neither a buffer nor an array of numbers.
@@ -162,8 +164,8 @@ class Publisher:
             A receipt for each payload, in order.
 
         Raises:
-            As `publish`; the first error, after every message has ended. What is refused for its form is
-            refused before anything is written.
+            As `publish`; the first error, after every message has ended. What is refused for its
+            form is refused before anything is written.
         """
         items = _messages.items(payloads, headers)
         return await self._submit(items, timeout_s, route) if items else []
@@ -187,8 +189,8 @@ class Publisher:
             route: As for `publish`.
 
         Returns:
-            One Receipt: seq of the first row, rows_count rows with consecutive seqs (in mode "nats" the
-            rows share the seq of their group).
+            One Receipt: seq of the first row, rows_count rows with consecutive seqs (in mode "nats"
+            the rows share the seq of their group).
 
         Raises:
             As `publish`; PayloadError also for fewer than two dimensions or no row.
@@ -509,7 +511,8 @@ def open(
         threshold_bytes: Fixed size from which messages take the NATS route. None: learned.
         codec: "raw", "zstd1" or "planes" (byte planes, for floats). A chunk that does not shrink is
             stored raw.
-        level: What receipts promise: "stored" survives kill -9 of any process, "durable" a power cut.
+        level: What receipts promise: "stored" survives kill -9 of any process, "durable" a power
+            cut.
         message_bytes_max: Largest payload in bytes, published or received.
         retention: What may be deleted; None keeps everything.
 

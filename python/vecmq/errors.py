@@ -1,8 +1,8 @@
 """The errors of vecmq: one class for each kind of failure.
 
 Every class derives from `Error`, so ``except vecmq.Error`` catches them all. Classes with a builtin
-second base (`ValueError`, `KeyError`, `OSError`, `ConnectionError`, `TimeoutError`) can be caught by
-it as well. Messages state what was expected and what came, with units.
+second base (`ValueError`, `KeyError`, `OSError`, `ConnectionError`, `TimeoutError`) can be caught
+by it as well. Messages state what was expected and what came, with units.
 """
 
 from __future__ import annotations

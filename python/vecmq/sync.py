@@ -1,7 +1,7 @@
 """The blocking API: the twins of `vecmq`, with the same names.
 
-For scripts, threads and other event loops. Every call may be made from any thread; it blocks without
-holding the interpreter, and Ctrl-C ends the wait.
+For scripts, threads and other event loops. Every call may be made from any thread; it blocks
+without holding the interpreter, and Ctrl-C ends the wait.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ class Publisher:
             route: "queue" or "nats" to choose the route by hand; None leaves it to the router.
 
         Returns:
-            Receipt(route, seq, id, level, duplicate, frames_count, payload_bytes, wire_bytes, rows_count).
+            Receipt(route, seq, id, level, duplicate, frames_count, payload_bytes, wire_bytes,
+            rows_count).
 
         Raises:
             PayloadError: The payload is neither a buffer nor an array of numbers.
@@ -126,8 +127,8 @@ class Publisher:
             route: As for `publish`.
 
         Returns:
-            One Receipt: seq of the first row, rows_count rows with consecutive seqs (in mode "nats" the
-            rows share the seq of their group).
+            One Receipt: seq of the first row, rows_count rows with consecutive seqs (in mode "nats"
+            the rows share the seq of their group).
 
         Raises:
             As `publish`; PayloadError also for fewer than two dimensions or no row.

@@ -7,8 +7,8 @@ use crate::error::{Error, ErrorKind, Result};
 /// A cache line, and the widest vector register.
 const ALIGNMENT: usize = 64;
 
-/// Zeroed bytes that begin at a multiple of 64. Fresh zero pages come from the kernel untouched: a length
-/// that is larger than what then arrives costs address space, not memory.
+/// Zeroed bytes that begin at a multiple of 64. Fresh zero pages come from the kernel untouched: a
+/// length that is larger than what then arrives costs address space, not memory.
 #[derive(Debug)]
 pub(super) struct AlignedBuffer {
     storage: Vec<u8>,

@@ -23,7 +23,8 @@ impl Assembly {
     /// Begins the group of `first`, which is not taken yet: [`Assembly::accept`] it.
     ///
     /// # Errors
-    /// [`ErrorKind::TooLarge`] when the message exceeds `decode_limit_bytes`; nothing is allocated then.
+    /// [`ErrorKind::TooLarge`] when the message exceeds `decode_limit_bytes`; nothing is allocated
+    /// then.
     pub fn new(first: &Header, decode_limit_bytes: u64) -> Result<Self> {
         first.validate()?;
         if first.total_bytes > decode_limit_bytes {
@@ -47,8 +48,8 @@ impl Assembly {
     /// Takes one frame; true when it was the last one missing. A repeated equal frame is swallowed.
     ///
     /// # Errors
-    /// [`ErrorKind::Corrupt`] for a frame of another group, one that contradicts an earlier one, or a body that
-    /// does not decode to what its header says.
+    /// [`ErrorKind::Corrupt`] for a frame of another group, one that contradicts an earlier one, or
+    /// a body that does not decode to what its header says.
     pub fn accept(&mut self, header: &Header, body: &[u8]) -> Result<bool> {
         header.validate()?;
         self.check_group(header)?;
@@ -90,7 +91,8 @@ impl Assembly {
         if !same {
             return Err(foreign(header, "group"));
         }
-        // Chunks tile the payload: all but the last have one size, and the last begins where they end.
+        // Chunks tile the payload: all but the last have one size, and the last begins where they
+        // end.
         let chunk_bytes = if header.is_manifest() {
             (header.index > 0).then(|| header.offset / u64::from(header.index))
         } else {
@@ -139,7 +141,8 @@ fn foreign(header: &Header, what: &str) -> Error {
 /// Decodes a message of one frame.
 ///
 /// # Errors
-/// As [`Assembly::new`] and [`Assembly::accept`]; [`ErrorKind::Incomplete`] for a frame of a larger group.
+/// As [`Assembly::new`] and [`Assembly::accept`]; [`ErrorKind::Incomplete`] for a frame of a larger
+/// group.
 pub fn decode_single(header: &Header, body: &[u8], decode_limit_bytes: u64) -> Result<Incoming> {
     let mut assembly = Assembly::new(header, decode_limit_bytes)?;
     assembly.accept(header, body)?;
@@ -163,8 +166,8 @@ impl Assembler {
     /// Takes one frame; gives the message when it was the last one missing.
     ///
     /// # Errors
-    /// [`ErrorKind::TooLarge`] when a new group exceeds the budget, which leaves the others as they are;
-    /// [`ErrorKind::Corrupt`] as [`Assembly::accept`].
+    /// [`ErrorKind::TooLarge`] when a new group exceeds the budget, which leaves the others as they
+    /// are; [`ErrorKind::Corrupt`] as [`Assembly::accept`].
     pub fn accept(&mut self, header: &Header, body: &[u8]) -> Result<Option<Incoming>> {
         if header.count == 1 {
             return decode_single(header, body, self.limit_bytes).map(Some);

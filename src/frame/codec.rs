@@ -152,7 +152,8 @@ fn compressor(strategy: Strategy) -> std::io::Result<Compressor<'static>> {
     }
 }
 
-/// Decompresses one zstd frame into exactly `out`; a frame that declares more is refused, not allocated.
+/// Decompresses one zstd frame into exactly `out`; a frame that declares more is refused, not
+/// allocated.
 pub(super) fn decompress(body: &[u8], out: &mut [u8]) -> Result<()> {
     let expected = out.len();
     let found = DECODE.with(|cell| -> std::io::Result<usize> {

@@ -1,7 +1,7 @@
 //! The frame header.
 //!
-//! Everything a reader needs to place and check one chunk. Little-endian; ends with a checksum of itself, so
-//! every flipped bit and every truncation of a header is refused.
+//! Everything a reader needs to place and check one chunk. Little-endian; ends with a checksum of
+//! itself, so every flipped bit and every truncation of a header is refused.
 //!
 //! ```text
 //!  at  size  field
@@ -170,8 +170,8 @@ impl Header {
     /// Reads the binary form from the front of `input`; returns the header and the bytes it took.
     ///
     /// # Errors
-    /// [`ErrorKind::Corrupt`] for bytes that are no valid header, [`ErrorKind::Unsupported`] for a wire version or
-    /// codec that this build does not know.
+    /// [`ErrorKind::Corrupt`] for bytes that are no valid header, [`ErrorKind::Unsupported`] for a
+    /// wire version or codec that this build does not know.
     pub fn decode(input: &[u8]) -> Result<(Self, usize)> {
         let mut reader = Reader { input, at: 0 };
         if reader.array::<2>()? != MAGIC {

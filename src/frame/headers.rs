@@ -2,8 +2,8 @@
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// Bytes that all headers of a message may take, as NATS encodes them. The server's limit is 64 KiB for
-/// these and the frame's own.
+/// Bytes that all headers of a message may take, as NATS encodes them. The server's limit is 64 KiB
+/// for these and the frame's own.
 const ENCODED_BYTES_MAX: usize = 60 << 10;
 
 /// Key and value pairs that travel with a message, in order.
@@ -14,8 +14,9 @@ impl Headers {
     /// Checks and takes headers.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidHeaders`] for a key that is not printable ASCII without space and colon, a reserved key
-    /// ("Nats-", "Vecmq-"), a line break or surrounding space in a value, or more bytes than fit.
+    /// [`ErrorKind::InvalidHeaders`] for a key that is not printable ASCII without space and colon,
+    /// a reserved key ("Nats-", "Vecmq-"), a line break or surrounding space in a value, or
+    /// more bytes than fit.
     pub fn new(pairs: Vec<(String, String)>) -> Result<Self> {
         for (key, value) in &pairs {
             check_key(key)?;

@@ -24,8 +24,8 @@ impl Outgoing {
     /// Makes one frame of the plan. A raw body is a slice of the payload: no copy.
     ///
     /// # Errors
-    /// [`ErrorKind::TooLarge`] for an index outside the plan, [`ErrorKind::Corrupt`] for a layout that does not
-    /// match the payload.
+    /// [`ErrorKind::TooLarge`] for an index outside the plan, [`ErrorKind::Corrupt`] for a layout
+    /// that does not match the payload.
     pub fn frame(&self, plan: &Plan, index: u32, codec: Codec) -> Result<Frame> {
         let range = plan.chunk(index);
         if index >= plan.count || range.end > self.payload.len() {

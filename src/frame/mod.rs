@@ -1,9 +1,9 @@
 //! Frames: plan, header, codec, checksum, assembler. Pure: no IO and no clock.
 //!
-//! A payload is cut into chunks ([`Plan`]), each chunk is coded ([`Codec`]) and gets a [`Header`]; the two
-//! are a [`Frame`]. The frames of one message are a group; an [`Assembly`] puts them together again,
-//! straight into one aligned allocation. Nothing that comes in is trusted: lengths are checked before they
-//! allocate, and the checksum of every chunk is verified.
+//! A payload is cut into chunks ([`Plan`]), each chunk is coded ([`Codec`]) and gets a [`Header`];
+//! the two are a [`Frame`]. The frames of one message are a group; an [`Assembly`] puts them
+//! together again, straight into one aligned allocation. Nothing that comes in is trusted: lengths
+//! are checked before they allocate, and the checksum of every chunk is verified.
 
 mod aligned;
 mod assembler;

@@ -23,7 +23,8 @@ impl Plan {
     /// Cuts `total_bytes` into chunks of at most `chunk_bytes_max` bytes.
     ///
     /// # Errors
-    /// [`ErrorKind::TooLarge`] when not one element fits a chunk, or more than [`MAX_FRAMES`] are needed.
+    /// [`ErrorKind::TooLarge`] when not one element fits a chunk, or more than [`MAX_FRAMES`] are
+    /// needed.
     pub fn new(total_bytes: u64, itemsize: u16, chunk_bytes_max: u32) -> Result<Self> {
         let itemsize = u32::from(itemsize.max(1));
         let chunk_bytes_max = chunk_bytes_max.min(CHUNK_BYTES_MAX);
@@ -32,7 +33,8 @@ impl Plan {
             return Err(Error::new(
                 ErrorKind::TooLarge,
                 format!(
-                    "one element of {itemsize} bytes exceeds the frame budget of {chunk_bytes_max} bytes"
+                    "one element of {itemsize} bytes exceeds the frame budget of \
+                     {chunk_bytes_max} bytes"
                 ),
             ));
         }

@@ -1,13 +1,13 @@
 //! Byte planes: the first bytes of all elements, then the second bytes, and so on.
 //!
-//! The mantissa bytes of dense floats are noise, the exponent bytes are not: split, each plane is coded by
-//! itself. Plain Python (`zstandard` and a numpy transpose) decodes it.
+//! The mantissa bytes of dense floats are noise, the exponent bytes are not: split, each plane is
+//! coded by itself. Plain Python (`zstandard` and a numpy transpose) decodes it.
 //!
 //! ```text
-//! body  = blocks of 262,144 raw bytes (rounded down to whole elements), the last shorter; then the bytes
-//!         that are no whole element, as they are
+//! body  = blocks of 262,144 raw bytes (rounded down to whole elements), the last shorter; then
+//!         the bytes that are no whole element, as they are
 //! block = itemsize x (mode u8, coded length u32), then the coded planes
-//! mode  = 0 raw: length n   1 constant: length 1   2 one zstd frame        n = elements of the block
+//! mode  = 0 raw: length n   1 constant: length 1   2 one zstd frame   n = elements of the block
 //! ```
 
 use crate::error::{Error, ErrorKind, Result};

@@ -1,12 +1,13 @@
 //! The header as NATS header fields: readable by any NATS client, checked like the binary form.
 //!
 //! ```text
-//! Vecmq-Frame: version;codec;producer;epoch;seq;rows;index;count;total;offset;chunk;crc;itemsize;header crc
+//! Vecmq-Frame: version;codec;producer;epoch;seq;rows;index;count;total;offset;chunk;crc;itemsize;
+//!              header crc           (one line)
 //! Vecmq-Dtype: float32          absent for plain bytes
 //! Vecmq-Shape: 100,256          absent for plain bytes; "()" for a scalar
 //! ```
-//! Numbers are decimal, the checksums 8 hexadecimal digits. The header's checksum covers the binary form, so
-//! it covers dtype and shape too.
+//! Numbers are decimal, the checksums 8 hexadecimal digits. The header's checksum covers the binary
+//! form, so it covers dtype and shape too.
 
 use std::fmt::Write as _;
 
@@ -52,11 +53,12 @@ impl Header {
         fields
     }
 
-    /// Reads the header from NATS header fields; None when there is no frame field: a plain NATS message.
+    /// Reads the header from NATS header fields; None when there is no frame field: a plain NATS
+    /// message.
     ///
     /// # Errors
-    /// [`ErrorKind::Corrupt`] for fields that are no valid header, [`ErrorKind::Unsupported`] for a wire version or
-    /// codec that this build does not know.
+    /// [`ErrorKind::Corrupt`] for fields that are no valid header, [`ErrorKind::Unsupported`] for a
+    /// wire version or codec that this build does not know.
     pub fn from_fields<'a>(get: impl Fn(&str) -> Option<&'a str>) -> Result<Option<Self>> {
         let Some(frame) = get(FRAME) else { return Ok(None) };
         let (dtype, shape) = (get(DTYPE), get(SHAPE));

@@ -1,8 +1,8 @@
 //! Which messages of a subscription are done.
 //!
-//! The cursor of a subscription group is the first message that is not done; acknowledgements above it wait
-//! in memory until the gap closes. So after a crash everything that was not acknowledged comes again, and a
-//! few that were acknowledged out of order may: at least once.
+//! The cursor of a subscription group is the first message that is not done; acknowledgements above
+//! it wait in memory until the gap closes. So after a crash everything that was not acknowledged
+//! comes again, and a few that were acknowledged out of order may: at least once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -36,8 +36,8 @@ const KIND_STREAM: u8 = 1;
 const KIND_ABORTED: u8 = 2;
 const STREAM_BYTES: usize = 57;
 
-/// Raw bytes of one frame inside an inline entry. Larger frames gain nothing in one value, and a frame's
-/// length has to fit the u32 before it.
+/// Raw bytes of one frame inside an inline entry. Larger frames gain nothing in one value, and a
+/// frame's length has to fit the u32 before it.
 const INLINE_CHUNK_BYTES_MAX: u32 = 1 << 20;
 
 /// A message whose frames lie in the stream.
@@ -96,8 +96,8 @@ pub(super) fn encode_aborted() -> [u8; 1] {
     [KIND_ABORTED]
 }
 
-/// Encodes a whole message as one entry and counts its frames. The payload is copied once, into `out`.
-/// A writable payload is verified: the copy is what the checksum says.
+/// Encodes a whole message as one entry and counts its frames. The payload is copied once, into
+/// `out`. A writable payload is verified: the copy is what the checksum says.
 pub(super) fn encode_inline(
     out: &mut Vec<u8>,
     message: &Outgoing,
@@ -132,7 +132,8 @@ pub(super) fn encode_inline(
     Ok(plan.count)
 }
 
-/// Makes sure that the copy is what was checksummed: somebody may have changed the payload in between.
+/// Makes sure that the copy is what was checksummed: somebody may have changed the payload in
+/// between.
 fn verify_copy(header: &Header, itemsize: u16, body: &[u8]) -> Result<()> {
     let found = if header.codec == Codec::Raw {
         checksum(body)

@@ -213,8 +213,8 @@ impl Hub {
 
     /// Ends all publishes and subscriptions, then releases the directory and the connection.
     ///
-    /// Publishes that are still in flight end with [`ErrorKind::Closed`]; what became of them is resolved
-    /// when the directory is opened again. A second call does nothing.
+    /// Publishes that are still in flight end with [`ErrorKind::Closed`]; what became of them is
+    /// resolved when the directory is opened again. A second call does nothing.
     ///
     /// # Errors
     /// [`ErrorKind::Storage`] when the last write to the log fails.

@@ -1,9 +1,9 @@
 //! One topic over two routes, in one order.
 //!
-//! The queue's log of a topic is its **journal**: every message has an entry in it. A small message is the
-//! entry. A large one is an *intent*, written before its frames go to JetStream and completed with the
-//! manifest's stream sequence when the `PubAck` came. So there is one sequencer, one cursor per subscription
-//! group, and one order: the order of the publish calls.
+//! The queue's log of a topic is its **journal**: every message has an entry in it. A small message
+//! is the entry. A large one is an *intent*, written before its frames go to JetStream and
+//! completed with the manifest's stream sequence when the `PubAck` came. So there is one sequencer,
+//! one cursor per subscription group, and one order: the order of the publish calls.
 //!
 //! | file | what it knows |
 //! |---|---|

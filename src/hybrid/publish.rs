@@ -1,7 +1,8 @@
 //! Submission -> route -> journal -> receipt.
 //!
-//! Small messages are on the log when `publish` returns. Large ones return nothing yet: their intent is on
-//! the log, their frames are on the way, and the receipt comes through the `done` callback.
+//! Small messages are on the log when `publish` returns. Large ones return nothing yet: their
+//! intent is on the log, their frames are on the way, and the receipt comes through the `done`
+//! callback.
 
 use std::sync::Arc;
 use std::sync::PoisonError;
@@ -87,8 +88,9 @@ struct InFlight {
 impl HubTopic {
     /// Publishes messages in the order given; they take consecutive places in the topic.
     ///
-    /// Returns a receipt for each message that is on the log already, None for each whose receipt comes
-    /// through the callback that `done` makes for its index. On an error nothing was written.
+    /// Returns a receipt for each message that is on the log already, None for each whose receipt
+    /// comes through the callback that `done` makes for its index. On an error nothing was
+    /// written.
     ///
     /// # Errors
     /// [`ErrorKind::TooLarge`], [`ErrorKind::Config`] for a route that this mode lacks,
@@ -301,7 +303,8 @@ impl InFlight {
             return Err(Error::new(
                 ErrorKind::BufferMutated,
                 format!(
-                    "the payload of {} bytes changed while it was being published; it was not delivered",
+                    "the payload of {} bytes changed while it was being published; it was not \
+                     delivered",
                     self.submission.payload.len()
                 ),
             ));

@@ -1,8 +1,10 @@
-//! What became of an intent whose `PubAck` never came: killed process, or the caller's time was over.
+//! What became of an intent whose `PubAck` never came: killed process, or the caller's time was
+//! over.
 //!
-//! The stream is asked for the message's id. Found whole: the intent is completed. Not found twice in a row:
-//! it is given up, its stray frames are purged, and readers step over it. Until then readers wait there, so
-//! the order holds. Nobody was told that such a message is stored, so either end is right.
+//! The stream is asked for the message's id. Found whole: the intent is completed. Not found twice
+//! in a row: it is given up, its stray frames are purged, and readers step over it. Until then
+//! readers wait there, so the order holds. Nobody was told that such a message is stored, so either
+//! end is right.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,7 +16,8 @@ use crate::hybrid::hub::unix_ms;
 use crate::hybrid::runtime;
 use crate::hybrid::topic::HubTopic;
 
-/// Between the two looks: frames that a dead connection left in the server's buffers land within this.
+/// Between the two looks: frames that a dead connection left in the server's buffers land within
+/// this.
 const SECOND_LOOK: Duration = Duration::from_millis(500);
 /// Between attempts while the server cannot be asked.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -56,7 +59,8 @@ pub(super) fn abort(topic: &Arc<HubTopic>, seq: u64, rows: u32) -> Result<()> {
             Err(error) => Err(error),
         };
         if let Err(error) = purged {
-            // Stray frames take disk until the stream's own limits remove them; nobody can read them.
+            // Stray frames take disk until the stream's own limits remove them; nobody can read
+            // them.
             log::warn!("topic {:?}: frames of {} not purged: {error}", topic.name, entry.id);
         }
     });

@@ -9,7 +9,8 @@ use crate::error::{Error, ErrorKind, Result};
 /// Two workers: one can write to the socket while the other decodes.
 const WORKERS: usize = 2;
 
-/// The runtime and the process that made it: threads do not survive a fork, so a child makes its own.
+/// The runtime and the process that made it: threads do not survive a fork, so a child makes its
+/// own.
 static RUNTIME: Mutex<Option<(u32, &'static Runtime)>> = Mutex::new(None);
 
 /// A handle to the runtime of this process.
@@ -27,8 +28,8 @@ pub(super) fn handle() -> Result<Handle> {
         .enable_all()
         .build()
         .map_err(|e| Error::with_source(ErrorKind::Config, "cannot start worker threads", e))?;
-    // Leaked on purpose: it lives as long as the process, and dropping a runtime that a fork left without
-    // threads would wait for them forever.
+    // Leaked on purpose: it lives as long as the process, and dropping a runtime that a fork left
+    // without threads would wait for them forever.
     let runtime: &'static Runtime = Box::leak(Box::new(runtime));
     *slot = Some((pid, runtime));
     Ok(runtime.handle().clone())

@@ -1,9 +1,9 @@
 //! Entries -> messages, in order, large ones prefetched from the stream.
 //!
-//! A subscriber has no thread of its own. [`Subscriber::poll`] reads ahead in the journal, starts the fetches
-//! of what it finds there, and hands out what is ready at the front. When nothing is, it registers the
-//! caller's waker with whatever the front waits for, looks once more (so no wake-up is lost), and returns
-//! nothing.
+//! A subscriber has no thread of its own. [`Subscriber::poll`] reads ahead in the journal, starts
+//! the fetches of what it finds there, and hands out what is ready at the front. When nothing is,
+//! it registers the caller's waker with whatever the front waits for, looks once more (so no
+//! wake-up is lost), and returns nothing.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -59,8 +59,8 @@ pub struct Message {
 }
 
 impl Message {
-    /// The payloads of this message and the `count - 1` after it in its block, without a copy; None where
-    /// the block ends before.
+    /// The payloads of this message and the `count - 1` after it in its block, without a copy; None
+    /// where the block ends before.
     pub fn payloads_from_here(&self, count: usize) -> Option<Bytes> {
         let start = self.payload.len().checked_mul(self.row as usize)?;
         let end = self.payload.len().checked_mul(count)?.checked_add(start)?;
@@ -98,7 +98,8 @@ impl Message {
 /// A block of messages that came as one: a message, or packed rows.
 pub(super) struct Block {
     pub(super) first_seq: u64,
-    /// Rows of one block have consecutive seqs in a journal, and share their manifest's in a stream.
+    /// Rows of one block have consecutive seqs in a journal, and share their manifest's in a
+    /// stream.
     pub(super) seq_step: u64,
     pub(super) route: Route,
     pub(super) incoming: Incoming,
@@ -173,8 +174,8 @@ impl Subscriber {
     /// Joins a subscription group; makes it where it does not exist yet.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidName`], [`ErrorKind::Config`] when the group already has a subscriber in this
-    /// process, [`ErrorKind::Closed`], [`ErrorKind::Storage`].
+    /// [`ErrorKind::InvalidName`], [`ErrorKind::Config`] when the group already has a subscriber in
+    /// this process, [`ErrorKind::Closed`], [`ErrorKind::Storage`].
     pub fn open(topic: &Arc<HubTopic>, group: &str, start: Start) -> Result<Self> {
         topic.shared.check_open()?;
         validate_name("subscription group", group)?;
@@ -195,12 +196,13 @@ impl Subscriber {
         }
     }
 
-    /// Hands out up to `messages_max` messages that are ready, in order. None are: the waker is woken when
-    /// it is worth looking again.
+    /// Hands out up to `messages_max` messages that are ready, in order. None are: the waker is
+    /// woken when it is worth looking again.
     ///
     /// # Errors
-    /// [`ErrorKind::Corrupt`] or [`ErrorKind::Incomplete`] for a message that cannot be read: it is not
-    /// stepped over, `ack_through` its seq to do so. [`ErrorKind::Closed`], [`ErrorKind::Storage`].
+    /// [`ErrorKind::Corrupt`] or [`ErrorKind::Incomplete`] for a message that cannot be read: it is
+    /// not stepped over, `ack_through` its seq to do so. [`ErrorKind::Closed`],
+    /// [`ErrorKind::Storage`].
     pub fn poll(&mut self, messages_max: usize, waker: &Waker) -> Result<Vec<Message>> {
         if self.closed {
             return Err(Error::new(ErrorKind::Closed, "the subscription is closed"));
@@ -338,7 +340,8 @@ impl JournalReader {
         Ok(messages)
     }
 
-    /// Turns a finished fetch at the front into a block. False: there is nothing ready at the front.
+    /// Turns a finished fetch at the front into a block. False: there is nothing ready at the
+    /// front.
     fn settle_front(&mut self, may_fail: bool) -> Result<bool> {
         let (first_seq, fetch) = match self.slots.front() {
             None => return Ok(false),

@@ -31,7 +31,8 @@ impl Connection {
     /// Connects; the first connection has to stand within `options.connect_timeout`.
     ///
     /// # Errors
-    /// [`ErrorKind::NotConnected`] naming the address, [`ErrorKind::Config`] for bad credentials files.
+    /// [`ErrorKind::NotConnected`] naming the address, [`ErrorKind::Config`] for bad credentials
+    /// files.
     pub async fn connect(options: NatsOptions) -> Result<Self> {
         let address = redacted(&options.url);
         let timeout = options.connect_timeout;
@@ -69,8 +70,8 @@ impl Connection {
     /// The topic's stream; made with `limits` where it does not exist, else taken as it is.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidName`], [`ErrorKind::Config`] when a stream of that name has other subjects,
-    /// [`ErrorKind::Rejected`], [`ErrorKind::NotConnected`].
+    /// [`ErrorKind::InvalidName`], [`ErrorKind::Config`] when a stream of that name has other
+    /// subjects, [`ErrorKind::Rejected`], [`ErrorKind::NotConnected`].
     pub async fn topic(&self, topic: &str, limits: &StreamLimits) -> Result<JetTopic> {
         validate_name("topic", topic)?;
         let wanted = stream_config(topic, limits);

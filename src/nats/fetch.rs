@@ -1,7 +1,7 @@
 //! Frames -> a message, by direct get; looking a message up, discarding one.
 //!
-//! Direct get reads from the stream's store without a consumer and without acknowledgements; a batch of one
-//! subject brings all frames of a group with one request.
+//! Direct get reads from the stream's store without a consumer and without acknowledgements; a
+//! batch of one subject brings all frames of a group with one request.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -57,7 +57,8 @@ impl JetTopic {
         Ok((incoming, headers))
     }
 
-    /// The stream sequence of a message's manifest, when the whole message was stored after `floor_seq`.
+    /// The stream sequence of a message's manifest, when the whole message was stored after
+    /// `floor_seq`.
     ///
     /// # Errors
     /// [`ErrorKind::NotConnected`], [`ErrorKind::NoStream`].

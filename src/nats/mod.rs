@@ -10,10 +10,10 @@
 //! | `subscribe` | a durable pull consumer that delivers whole messages |
 //! | `errors` | what the client and the server say -> [`crate::ErrorKind`] |
 //!
-//! A topic is one stream of its name. A group's last frame, the manifest, goes to the subject `<topic>`, the
-//! frames before it to `<topic>.frames.<producer>.<epoch>.<seq>`. So one message is one delivery and one
-//! acknowledgement for a consumer of `<topic>`, the winner gets the frames by their subject, and a dead group
-//! is purged by it.
+//! A topic is one stream of its name. A group's last frame, the manifest, goes to the subject
+//! `<topic>`, the frames before it to `<topic>.frames.<producer>.<epoch>.<seq>`. So one message is
+//! one delivery and one acknowledgement for a consumer of `<topic>`, the winner gets the frames by
+//! their subject, and a dead group is purged by it.
 
 mod connection;
 mod errors;

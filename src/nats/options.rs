@@ -69,7 +69,8 @@ pub(super) fn redacted(url: &str) -> String {
     }
 }
 
-/// What a stream may hold; None is no limit. Publishing beyond a limit is refused, nothing is dropped for it.
+/// What a stream may hold; None is no limit. Publishing beyond a limit is refused, nothing is
+/// dropped for it.
 #[derive(Clone, Debug, Default)]
 pub struct StreamLimits {
     /// Messages older than this many milliseconds are deleted.

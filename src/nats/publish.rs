@@ -1,8 +1,8 @@
 //! A message -> frames in flight -> one acknowledgement.
 //!
-//! One task for a topic sends frames in call order and never waits for an acknowledgement, only for the
-//! window. One task for a message collects its acknowledgements; what stays unclear (a timeout, a lost
-//! connection) is sent again under the same ids, which the server stores once.
+//! One task for a topic sends frames in call order and never waits for an acknowledgement, only for
+//! the window. One task for a message collects its acknowledgements; what stays unclear (a timeout,
+//! a lost connection) is sent again under the same ids, which the server stores once.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,10 +17,11 @@ use crate::frame::{CHUNK_BYTES_MAX, Codec, Frame, Headers, Layout, Outgoing, Pla
 use crate::nats::errors::{self, Failure};
 use crate::nats::topic::{Inner, headers_bytes};
 
-/// Raw bytes of a frame. 500 MB through a stream took 0.74-0.91 s in frames of 1-2 MiB, 1.7-1.8 s in frames of
-/// 4-8 MiB.
+/// Raw bytes of a frame. 500 MB through a stream took 0.74-0.91 s in frames of 1-2 MiB, 1.7-1.8 s
+/// in frames of 4-8 MiB.
 const CHUNK_BYTES_TARGET: usize = 1 << 20;
-/// Bytes without an acknowledgement: 16 frames of a MiB. Less than half of what a server buffers for a stream.
+/// Bytes without an acknowledgement: 16 frames of a MiB. Less than half of what a server buffers
+/// for a stream.
 const WINDOW_BYTES: usize = 16 << 20;
 /// The window counts in KiB: a semaphore of bytes would overflow its permits for large frames.
 const PERMIT_BYTES: usize = 1 << 10;
@@ -138,7 +139,8 @@ pub(super) async fn run(inner: Arc<Inner>, mut jobs: mpsc::UnboundedReceiver<Job
     }
 }
 
-/// Cuts the message so that every frame, headers included, is within what server and stream take now.
+/// Cuts the message so that every frame, headers included, is within what server and stream take
+/// now.
 fn plan(inner: &Inner, outgoing: &Outgoing, headers: &Headers) -> Result<Plan> {
     let itemsize = outgoing.layout.as_ref().map_or(1, Layout::itemsize);
     let total_bytes = outgoing.payload.len() as u64;
@@ -153,7 +155,8 @@ fn plan(inner: &Inner, outgoing: &Outgoing, headers: &Headers) -> Result<Plan> {
         return Err(Error::new(
             ErrorKind::TooLarge,
             format!(
-                "headers of {header_bytes} bytes leave no room in the server's limit of {budget} bytes"
+                "headers of {header_bytes} bytes leave no room in the server's limit of \
+                 {budget} bytes"
             ),
         ));
     }

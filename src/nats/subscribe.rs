@@ -1,8 +1,8 @@
 //! A durable pull consumer that delivers whole messages.
 //!
-//! The consumer sees manifests only, so one message is one delivery and one acknowledgement, and workers of a
-//! group compete for whole messages. The frames of several messages are fetched at once; messages are handed
-//! out in the stream's order.
+//! The consumer sees manifests only, so one message is one delivery and one acknowledgement, and
+//! workers of a group compete for whole messages. The frames of several messages are fetched at
+//! once; messages are handed out in the stream's order.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -134,7 +134,8 @@ impl JetSubscription {
     /// The next whole message, or None after `wait`.
     ///
     /// # Errors
-    /// [`ErrorKind::Corrupt`], [`ErrorKind::TooLarge`] over `decode_limit_bytes`, [`ErrorKind::NotConnected`].
+    /// [`ErrorKind::Corrupt`], [`ErrorKind::TooLarge`] over `decode_limit_bytes`,
+    /// [`ErrorKind::NotConnected`].
     pub async fn next(
         &mut self,
         wait: Duration,

@@ -51,9 +51,10 @@ impl JetTopic {
 
     /// Publishes a message; frames of successive calls leave in the order of the calls.
     ///
-    /// Never blocks. `done` is called once, from a thread of the runtime: with the acknowledgement of the
-    /// whole group; with [`ErrorKind::Rejected`], [`ErrorKind::NoStream`] or [`ErrorKind::TooLarge`] when the
-    /// server does not take it; with [`ErrorKind::PublishUnknown`] when `deadline` passed and it may be
+    /// Never blocks. `done` is called once, from a thread of the runtime: with the acknowledgement
+    /// of the whole group; with [`ErrorKind::Rejected`], [`ErrorKind::NoStream`] or
+    /// [`ErrorKind::TooLarge`] when the server does not take it; with
+    /// [`ErrorKind::PublishUnknown`] when `deadline` passed and it may be
     /// stored, [`ErrorKind::Timeout`] when it was not sent; with [`ErrorKind::Closed`].
     pub fn publish(
         &self,

@@ -1,8 +1,9 @@
 //! Handles that a forked child must neither use nor drop.
 //!
-//! Threads, sockets and `RocksDB` do not survive a fork: a child that drops an open database hangs in its
-//! destructor, and one that writes makes the parent lose acknowledged messages. So every handle knows the
-//! process that opened it; in another one it refuses use, and is leaked instead of dropped.
+//! Threads, sockets and `RocksDB` do not survive a fork: a child that drops an open database hangs
+//! in its destructor, and one that writes makes the parent lose acknowledged messages. So every
+//! handle knows the process that opened it; in another one it refuses use, and is leaked instead of
+//! dropped.
 
 use crate::error::{Error, ErrorKind, Result};
 

@@ -28,10 +28,11 @@ impl AsRef<[u8]> for Exporter {
         if length == 0 {
             return &[];
         }
-        // SAFETY: the buffer is C-contiguous (checked in `borrow`), so its `length` bytes lie behind
-        // `buf_ptr`, and the export that `self.0` holds keeps them allocated and unmoved. They may be written
-        // by Python meanwhile, which is a data race by the letter: nothing here branches on their value,
-        // publishers compare checksums before and after, and readers verify them.
+        // SAFETY: the buffer is C-contiguous (checked in `borrow`), so its `length` bytes lie
+        // behind `buf_ptr`, and the export that `self.0` holds keeps them allocated and
+        // unmoved. They may be written by Python meanwhile, which is a data race by the
+        // letter: nothing here branches on their value, publishers compare checksums before
+        // and after, and readers verify them.
         unsafe { std::slice::from_raw_parts(self.0.buf_ptr().cast::<u8>(), length) }
     }
 }
@@ -73,16 +74,18 @@ impl Payload {
             return Err(PyBufferError::new_err("no buffer to fill"));
         }
         if flags & ffi::PyBUF_WRITABLE == ffi::PyBUF_WRITABLE {
-            // SAFETY: `view` is a valid `Py_buffer` of the caller; a failed export must leave obj null.
+            // SAFETY: `view` is a valid `Py_buffer` of the caller; a failed export must leave obj
+            // null.
             unsafe { (*view).obj = ptr::null_mut() };
             return Err(PyBufferError::new_err("the payload is read-only"));
         }
         let bytes = &slf.get().bytes;
         let length = ffi::Py_ssize_t::try_from(bytes.len())
             .map_err(|_| PyBufferError::new_err("the payload exceeds the address space"))?;
-        // SAFETY: `view` is a valid `Py_buffer` of the caller. The bytes live as long as `slf`, which
-        // `obj` keeps alive until the release. `shape` and `strides` point into the `Py_buffer` itself,
-        // as PyBuffer_FillInfo of the interpreter does. The format is a static string.
+        // SAFETY: `view` is a valid `Py_buffer` of the caller. The bytes live as long as `slf`,
+        // which `obj` keeps alive until the release. `shape` and `strides` point into the
+        // `Py_buffer` itself, as PyBuffer_FillInfo of the interpreter does. The format is a
+        // static string.
         unsafe {
             (*view).buf = bytes.as_ptr().cast_mut().cast();
             (*view).len = length;

@@ -1,9 +1,9 @@
 //! Wakes an asyncio loop once for many finished publishes.
 //!
-//! Finishing a future from another thread costs a loop wake-up each (72 us measured); one wake-up for all
-//! that gathered costs 0.18 us each. So finished publishes gather here, and one byte on a socket pair tells
-//! the loop, which watches the other end with `add_reader` and drains everything in one call. No thread of
-//! the core waits for the interpreter.
+//! Finishing a future from another thread costs a loop wake-up each (72 us measured); one wake-up
+//! for all that gathered costs 0.18 us each. So finished publishes gather here, and one byte on a
+//! socket pair tells the loop, which watches the other end with `add_reader` and drains everything
+//! in one call. No thread of the core waits for the interpreter.
 
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
@@ -21,7 +21,8 @@ use crate::py::message::Receipt;
 
 /// What a token waits for.
 pub(super) enum Outcome {
-    /// A publish ended. The payload is let go by the loop's thread, which holds the interpreter anyway.
+    /// A publish ended. The payload is let go by the loop's thread, which holds the interpreter
+    /// anyway.
     Published(crate::Result<hybrid::Receipt>, Bytes),
     /// A subscription is worth polling again.
     Ready,
@@ -40,7 +41,8 @@ impl Inbox {
         finished.push((token, outcome));
         drop(finished);
         if was_empty {
-            // Not written: the pipe is full of earlier wake-ups, or nobody reads any more. Either is fine.
+            // Not written: the pipe is full of earlier wake-ups, or nobody reads any more. Either
+            // is fine.
             let _ = (&self.wake).write(&[1]);
         }
     }

@@ -1,4 +1,5 @@
-//! [`ErrorKind`] -> the classes of `vecmq.errors`. The one map; a kind that is not in it becomes the base.
+//! [`ErrorKind`] -> the classes of `vecmq.errors`. The one map; a kind that is not in it becomes
+//! the base.
 
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;

@@ -70,7 +70,8 @@ impl GroupAssembler {
         Self { inner: Mutex::new(Assembler::new(limit_bytes)) }
     }
 
-    /// Takes one frame; returns the payload, dtype and shape when it was the group's last missing one.
+    /// Takes one frame; returns the payload, dtype and shape when it was the group's last missing
+    /// one.
     #[expect(clippy::needless_pass_by_value, reason = "extracted from a dict")]
     fn accept<'py>(
         &self,

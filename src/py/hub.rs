@@ -39,7 +39,8 @@ impl Hub {
         py.detach(|| self.inner.get()?.topic(topic)).or_raise(py).map(Publisher::new)
     }
 
-    /// A subscriber of the topic for a subscription group. start: "first" or "new", for a new group.
+    /// A subscriber of the topic for a subscription group. start: "first" or "new", for a new
+    /// group.
     fn subscribe(
         &self,
         py: Python<'_>,
@@ -135,7 +136,8 @@ impl Explanation {
         self.inner.threshold_bytes
     }
 
-    /// Predicted publish-to-receipt time on the queue route, in seconds; None until observed enough.
+    /// Predicted publish-to-receipt time on the queue route, in seconds; None until observed
+    /// enough.
     #[getter]
     fn queue_cost_s(&self) -> Option<f64> {
         self.inner.queue_cost.map(|cost| cost.as_secs_f64())

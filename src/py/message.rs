@@ -38,7 +38,8 @@ impl Receipt {
         self.0.id.to_string()
     }
 
-    /// What the acknowledgement promises: "stored" (survives kill -9) or "durable" (survives a power cut).
+    /// What the acknowledgement promises: "stored" (survives kill -9) or "durable" (survives a
+    /// power cut).
     #[getter]
     fn level(&self) -> &'static str {
         self.0.level.name()
@@ -239,8 +240,8 @@ pub(crate) fn ack_all(py: Python<'_>, messages: Vec<Bound<'_, Message>>) -> PyRe
 
 /// Messages of equal dtype and shape as one array with a first axis over the messages.
 ///
-/// Rows that were packed together and received together lie one after the other: no copy. Others are copied
-/// once. None: the messages differ in dtype or shape.
+/// Rows that were packed together and received together lie one after the other: no copy. Others
+/// are copied once. None: the messages differ in dtype or shape.
 #[pyfunction]
 #[expect(clippy::needless_pass_by_value, reason = "extracted from a list")]
 pub(crate) fn join_rows<'py>(

@@ -19,7 +19,8 @@ use crate::router::Route;
 /// Stands for "no limit": a publish that may wait for ever.
 const NO_LIMIT: Duration = Duration::from_hours(10 * 365 * 24);
 
-/// One message as `vecmq._payload.normalise` prepares it: view, dtype, itemsize, shape, rows, headers.
+/// One message as `vecmq._payload.normalise` prepares it: view, dtype, itemsize, shape, rows,
+/// headers.
 type Item<'py> =
     (Bound<'py, PyAny>, Option<String>, u16, Option<Vec<u64>>, u32, Option<Vec<(String, String)>>);
 
@@ -37,7 +38,8 @@ impl Publisher {
 
 #[pymethods]
 impl Publisher {
-    /// Publishes for an asyncio loop; the receipt of item i, if not returned, finishes the i-th token from `first_token`.
+    /// Publishes for an asyncio loop; the receipt of item i, if not returned, finishes the i-th
+    /// token from `first_token`.
     fn publish(
         &self,
         py: Python<'_>,

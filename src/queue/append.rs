@@ -45,12 +45,14 @@ impl<'a> Appender<'a> {
         self.tail.next_seq
     }
 
-    /// Adds a record of `span` messages; its value is the concatenation of `value`. Returns its first seq.
+    /// Adds a record of `span` messages; its value is the concatenation of `value`. Returns its
+    /// first seq.
     pub fn push(&mut self, span: u32, value: &[&[u8]]) -> u64 {
         self.add(span, value, false)
     }
 
-    /// Adds a record that is open: readers see it as such until [`crate::queue::Topic::close_open`].
+    /// Adds a record that is open: readers see it as such until
+    /// [`crate::queue::Topic::close_open`].
     pub fn push_open(&mut self, span: u32, value: &[&[u8]]) -> u64 {
         let key = keys::open(self.topic_id, self.tail.next_seq);
         self.batch.put_cf(self.meta, key, []);

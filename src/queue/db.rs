@@ -61,8 +61,9 @@ impl Db {
         options.create_if_missing(true);
         options.create_missing_column_families(true);
         options.set_paranoid_checks(true);
-        // A torn tail is what kill -9 leaves, and it was never acknowledged. Anything else that does not
-        // check refuses to open: the default would drop the rest of the log without a word.
+        // A torn tail is what kill -9 leaves, and it was never acknowledged. Anything else that
+        // does not check refuses to open: the default would drop the rest of the log
+        // without a word.
         options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
         options.set_max_total_wal_size(WAL_BYTES_MAX);
         options.set_max_background_jobs(2);

@@ -10,7 +10,7 @@
 //!   't' topic name                    ->  topic id u32
 //!   'c' topic id u32, group name      ->  cursor: next seq u64
 //!   'o' topic id u32, first seq u64   ->  (empty): the record is open
-//!   'p' topic id u32, first seq u64   ->  page border: bytes of all records before u64, time_ms u64
+//!   'p' topic id u32, first seq u64   ->  page border: bytes before it u64, time_ms u64
 //!   'f' topic id u32                  ->  floor: first seq u64 that retention left
 //!   'm' "topics"                      ->  last topic id u32
 //!   'm' "epoch"                       ->  opens so far u32

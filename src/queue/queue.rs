@@ -36,8 +36,8 @@ impl Queue {
     /// Opens a directory; makes it (mode 0700) where it does not exist.
     ///
     /// # Errors
-    /// [`ErrorKind::Locked`] naming the owner's pid, [`ErrorKind::Storage`], or [`ErrorKind::Corrupt`] when the log
-    /// is damaged anywhere but in a torn tail.
+    /// [`ErrorKind::Locked`] naming the owner's pid, [`ErrorKind::Storage`], or
+    /// [`ErrorKind::Corrupt`] when the log is damaged anywhere but in a torn tail.
     pub fn open(path: &Path, options: QueueOptions) -> Result<Arc<Self>> {
         let db = Db::open(path, options.sync_writes)?;
         let (producer, epoch) = identity(&db)?;
@@ -125,7 +125,8 @@ impl Queue {
         Ok(all)
     }
 
-    /// Writes everything out and lets go of the directory; later calls end with [`ErrorKind::Closed`].
+    /// Writes everything out and lets go of the directory; later calls end with
+    /// [`ErrorKind::Closed`].
     ///
     /// # Errors
     /// [`ErrorKind::Storage`] when the last write fails; the directory is let go of all the same.

@@ -1,7 +1,7 @@
 //! What may be deleted, and deleting it.
 //!
-//! Deletes whole pages from the front. A page goes when all of it is too old or too much; it stays when a
-//! subscription group has not read it, or a record before its end is open.
+//! Deletes whole pages from the front. A page goes when all of it is too old or too much; it stays
+//! when a subscription group has not read it, or a record before its end is open.
 
 use std::sync::atomic::Ordering;
 
@@ -18,7 +18,8 @@ pub struct Retention {
     pub age_ms_max: Option<u64>,
     /// The oldest messages may go while a topic holds more bytes than this.
     pub bytes_max: Option<u64>,
-    /// They may go although a subscription group has not acknowledged them, or although there is none.
+    /// They may go although a subscription group has not acknowledged them, or although there is
+    /// none.
     pub unacked: bool,
 }
 
@@ -113,7 +114,8 @@ impl Topic {
         batch.put_cf(&meta, keys::floor(self.id), seq.to_le_bytes());
         self.db.write(&open, batch)?;
         self.first.fetch_max(seq, Ordering::AcqRel);
-        // Whole files first: that is free. What is left in files at the border, compaction rewrites.
+        // Whole files first: that is free. What is left in files at the border, compaction
+        // rewrites.
         open.rocks
             .delete_file_in_range_cf(&log, from, to)
             .map_err(|e| self.db.failed("trim", e))?;

@@ -81,8 +81,8 @@ impl Topic {
 
     /// Appends the records that `build` pushes, in one write, and returns the seqs they took.
     ///
-    /// The write is in the WAL when this returns (synced, when the queue was opened so). On an error nothing
-    /// was written.
+    /// The write is in the WAL when this returns (synced, when the queue was opened so). On an
+    /// error nothing was written.
     ///
     /// # Errors
     /// What `build` returns; [`ErrorKind::Closed`], [`ErrorKind::Storage`].
@@ -148,8 +148,8 @@ impl Topic {
 
     /// Reads records in order, beginning with the one that holds `from_seq`.
     ///
-    /// Stops after `records_max` records or `bytes_max` value bytes; the first record is read whatever its
-    /// size. Copies each value once.
+    /// Stops after `records_max` records or `bytes_max` value bytes; the first record is read
+    /// whatever its size. Copies each value once.
     ///
     /// # Errors
     /// [`ErrorKind::Corrupt`] for a damaged log: never a short read instead. [`ErrorKind::Closed`],
@@ -190,7 +190,8 @@ impl Topic {
             }
             iterator.next();
         }
-        // An iterator that met damage ends like one that met the end; only its status tells them apart.
+        // An iterator that met damage ends like one that met the end; only its status tells them
+        // apart.
         iterator.status().map_err(|e| self.db.failed("read", e))?;
         Ok(records)
     }
