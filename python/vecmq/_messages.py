@@ -10,8 +10,10 @@ from vecmq.errors import InvalidHeadersError, PayloadError
 
 Headers = Mapping[str, str] | None
 
-# view, dtype name, itemsize, shape, rows, headers
-Item = tuple[Any, str | None, int, tuple[int, ...] | None, int, list[tuple[str, str]] | None]
+# view, writable, dtype name, itemsize, shape, rows, headers
+Item = tuple[
+    Any, bool, str | None, int, tuple[int, ...] | None, int, list[tuple[str, str]] | None
+]
 
 
 def item(payload: object, headers: Headers) -> Item:
@@ -21,8 +23,8 @@ def item(payload: object, headers: Headers) -> Item:
         PayloadError: The payload is neither a buffer nor an array of numbers.
         InvalidHeadersError: The headers are not a mapping of str to str.
     """
-    view, dtype, itemsize, shape, _writable = normalise(payload)
-    return view, dtype, itemsize, shape, 1, None if headers is None else pairs(headers)
+    view, dtype, itemsize, shape, writable = normalise(payload)
+    return view, writable, dtype, itemsize, shape, 1, None if headers is None else pairs(headers)
 
 
 def items(payloads: Iterable[object], headers: Headers) -> list[Item]:
@@ -46,14 +48,14 @@ def rows_item(rows: object, headers: Headers) -> Item:
         PayloadError: Not an array of at least one row, or with fewer than two dimensions.
         InvalidHeadersError: The headers are not a mapping of str to str.
     """
-    view, dtype, itemsize, shape, count, extra = item(rows, headers)
+    view, writable, dtype, itemsize, shape, _, extra = item(rows, headers)
     if dtype is None or shape is None or len(shape) < 2:
         got = "plain bytes" if shape is None else f"shape {shape}"
         raise PayloadError(f"publish_rows takes an array of rows (n x d), got {got}")
     count = shape[0]
     if not 1 <= count <= 1_000_000:
         raise PayloadError(f"publish_rows takes 1 to 1,000,000 rows, got {count}")
-    return view, dtype, itemsize, shape, count, extra
+    return view, writable, dtype, itemsize, shape, count, extra
 
 
 def pairs(headers: Mapping[str, str]) -> list[tuple[str, str]]:

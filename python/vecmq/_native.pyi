@@ -5,7 +5,7 @@ from typing import Any, final
 
 from numpy.typing import NDArray
 
-_Item = tuple[Any, str | None, int, Sequence[int] | None, int, list[tuple[str, str]] | None]
+_Item = tuple[Any, bool, str | None, int, Sequence[int] | None, int, list[tuple[str, str]] | None]
 
 def build_info() -> dict[str, Any]:
     """What this build is: version, profile, and the versions of what it links."""

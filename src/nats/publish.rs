@@ -5,12 +5,14 @@
 //! a lost connection) is sent again under the same ids, which the server stores once.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::context::PublishAckFuture;
 use async_nats::jetstream::message::PublishMessage;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::JoinHandle;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::frame::{CHUNK_BYTES_MAX, Codec, Frame, Headers, Layout, Outgoing, Plan};
@@ -95,8 +97,11 @@ struct Sent {
     index: u32,
     wire_bytes: u64,
     ack: std::result::Result<PublishAckFuture, Failure>,
-    share: Option<Share>,
+    share: Share,
 }
+
+/// A frame's acknowledgement: stream sequence, duplicate, bytes on the wire.
+type FrameAck = Result<(u64, bool, u64)>;
 
 /// A message whose frames are on the way.
 struct Group {
@@ -107,6 +112,8 @@ struct Group {
     headers: Headers,
     codec: Codec,
     deadline: Instant,
+    /// The server refused a frame: the others need not be sent.
+    refused: AtomicBool,
 }
 
 /// Sends the frames of all jobs, in order, for as long as the topic is in use.
@@ -129,10 +136,11 @@ pub(super) async fn run(inner: Arc<Inner>, mut jobs: mpsc::UnboundedReceiver<Job
             headers: job.headers,
             codec: job.codec,
             deadline: job.deadline,
+            refused: AtomicBool::new(false),
         };
-        match group.send_all().await {
-            Ok(sent) => {
-                tokio::spawn(async move { done(group.collect(sent).await) });
+        match Arc::new(group).start().await {
+            Ok(collecting) => {
+                tokio::spawn(async move { done(collecting.await) });
             }
             Err(error) => done(Err(error)),
         }
@@ -176,17 +184,24 @@ fn frame_headers(frame: &Frame, outgoing: &Outgoing, user: Option<&Headers>) -> 
 }
 
 impl Group {
-    /// Sends every frame once. An error: nothing was sent.
-    async fn send_all(&self) -> Result<Vec<Sent>> {
-        let mut sent = Vec::with_capacity(self.plan.count as usize);
+    /// Sends every frame once; each is brought to its acknowledgement by a task of its own, so that it
+    /// gives its share of the window back while later frames wait for theirs. An error: nothing was sent.
+    async fn start(self: Arc<Self>) -> Result<impl Future<Output = Result<GroupAck>>> {
+        let mut acks = Vec::with_capacity(self.plan.count as usize);
         for index in 0..self.plan.count {
+            if self.refused.load(Ordering::Relaxed) {
+                break;
+            }
             match self.send(index).await? {
-                Some(one) => sent.push(one),
-                None if sent.is_empty() => return Err(self.overdue(ErrorKind::Timeout)),
+                Some(sent) => {
+                    let group = Arc::clone(&self);
+                    acks.push(tokio::spawn(async move { group.settle(sent).await }));
+                }
+                None if acks.is_empty() => return Err(self.overdue(ErrorKind::Timeout)),
                 None => break,
             }
         }
-        Ok(sent)
+        Ok(self.collect(acks))
     }
 
     /// Sends one frame. None: the window stayed full until the deadline.
@@ -205,7 +220,7 @@ impl Group {
         };
         let message = PublishMessage::build().payload(frame.body).headers(headers);
         let ack = self.inner.context.send_publish(subject, message).await.map_err(errors::publish);
-        Ok(Some(Sent { index, wire_bytes: wire_bytes as u64, ack, share: Some(share) }))
+        Ok(Some(Sent { index, wire_bytes: wire_bytes as u64, ack, share }))
     }
 
     async fn encode(&self, index: u32) -> Result<Frame> {
@@ -218,8 +233,9 @@ impl Group {
         coding.await.map_err(gone)?
     }
 
-    /// Waits for every acknowledgement; sends again what is unclear.
-    async fn collect(&self, sent: Vec<Sent>) -> Result<GroupAck> {
+    /// Waits for every acknowledgement.
+    async fn collect(self: Arc<Self>, acks: Vec<JoinHandle<FrameAck>>) -> Result<GroupAck> {
+        let sent_all = acks.len() == self.plan.count as usize;
         let mut group = GroupAck {
             manifest_seq: 0,
             frames_count: self.plan.count,
@@ -227,37 +243,40 @@ impl Group {
             wire_bytes: 0,
             duplicate: false,
         };
-        // Frames for which the window had no room in time.
-        if sent.len() < self.plan.count as usize {
-            return Err(self.overdue(ErrorKind::PublishUnknown));
-        }
-        for one in sent {
-            let index = one.index;
-            group.wire_bytes += one.wire_bytes;
-            let (stream_seq, duplicate) = match self.settle(one).await {
-                Ok(ack) => ack,
-                Err(error) => {
-                    self.give_up(&error);
-                    return Err(error);
+        let mut failed = None;
+        for ack in acks {
+            let gone = |e| Error::with_source(ErrorKind::Closed, "the worker threads ended", e);
+            match ack.await.map_err(gone).flatten() {
+                Ok((stream_seq, duplicate, wire_bytes)) => {
+                    group.wire_bytes += wire_bytes;
+                    // The manifest is the last.
+                    (group.manifest_seq, group.duplicate) = (stream_seq, duplicate);
                 }
-            };
-            if index + 1 == self.plan.count {
-                group.manifest_seq = stream_seq;
-                group.duplicate = duplicate;
+                // A refusal says more than the time-outs it brings about.
+                Err(error) if failed.is_none() || is_refusal(&error) => failed = Some(error),
+                Err(_) => {}
             }
         }
-        Ok(group)
+        match failed {
+            Some(error) => {
+                self.give_up(&error);
+                Err(error)
+            }
+            // Frames for which the window had no room in time.
+            None if !sent_all => Err(self.overdue(ErrorKind::PublishUnknown)),
+            None => Ok(group),
+        }
     }
 
     /// Brings one frame to its acknowledgement, whatever number of attempts that takes.
-    async fn settle(&self, first: Sent) -> Result<(u64, bool)> {
-        let index = first.index;
+    async fn settle(&self, first: Sent) -> FrameAck {
+        let (index, wire_bytes) = (first.index, first.wire_bytes);
         let mut timeout = ACK_TIMEOUT;
         let mut attempt = first;
         let mut no_stream_since: Option<Instant> = None;
         loop {
             let failure = match self.await_ack(attempt, timeout).await {
-                Ok(ack) => return Ok(ack),
+                Ok((stream_seq, duplicate)) => return Ok((stream_seq, duplicate, wire_bytes)),
                 Err(failure) => failure,
             };
             match failure {
@@ -267,7 +286,10 @@ impl Group {
                         return Err(error);
                     }
                 }
-                Failure::Refused(error) => return Err(error),
+                Failure::Refused(error) => {
+                    self.refused.store(true, Ordering::Relaxed);
+                    return Err(error);
+                }
                 Failure::Unclear(error) => log::debug!("{}: {error}", self.outgoing.id),
             }
             tokio::time::sleep(RETRY_PAUSE).await;
@@ -300,8 +322,7 @@ impl Group {
 
     /// Purges what was stored of a group that the server refused; it can never become whole.
     fn give_up(&self, error: &Error) {
-        let refused = !matches!(error.kind(), ErrorKind::PublishUnknown | ErrorKind::Closed);
-        if refused && self.plan.count > 1 {
+        if is_refusal(error) && self.plan.count > 1 {
             let (inner, id) = (Arc::clone(&self.inner), self.outgoing.id);
             tokio::spawn(async move {
                 let subject = inner.frames_subject(&id);
@@ -326,4 +347,8 @@ impl Group {
             ),
         )
     }
+}
+
+fn is_refusal(error: &Error) -> bool {
+    !matches!(error.kind(), ErrorKind::PublishUnknown | ErrorKind::Closed)
 }

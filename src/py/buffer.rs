@@ -13,12 +13,6 @@ use pyo3::exceptions::PyBufferError;
 use pyo3::ffi;
 use pyo3::prelude::*;
 
-/// Borrowed bytes of a Python object, and whether Python could change them meanwhile.
-pub(super) struct Borrowed {
-    pub(super) bytes: Bytes,
-    pub(super) writable: bool,
-}
-
 /// Keeps the exporter alive and its memory in place for as long as any slice of it is.
 struct Exporter(PyBuffer<u8>);
 
@@ -38,13 +32,12 @@ impl AsRef<[u8]> for Exporter {
 }
 
 /// Borrows a C-contiguous buffer of bytes without a copy.
-pub(super) fn borrow(view: &Bound<'_, PyAny>) -> PyResult<Borrowed> {
+pub(super) fn borrow(view: &Bound<'_, PyAny>) -> PyResult<Bytes> {
     let buffer = PyBuffer::<u8>::get(view)?;
     if !buffer.is_c_contiguous() {
         return Err(PyBufferError::new_err("the buffer is not C-contiguous"));
     }
-    let writable = !buffer.readonly();
-    Ok(Borrowed { bytes: Bytes::from_owner(Exporter(buffer)), writable })
+    Ok(Bytes::from_owner(Exporter(buffer)))
 }
 
 /// Received bytes, given out read-only through the buffer protocol without a copy.

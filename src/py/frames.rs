@@ -34,7 +34,7 @@ pub(crate) fn make_frames(
     chunk_bytes_max: u32,
     codec: &str,
 ) -> PyResult<Vec<TextFrame>> {
-    let payload = buffer::borrow(view)?.bytes;
+    let payload = buffer::borrow(view)?;
     let cut = || {
         let codec: Codec = codec.parse()?;
         let layout = match (dtype, shape) {
@@ -79,7 +79,7 @@ impl GroupAssembler {
         fields: HashMap<String, String>,
         body: &Bound<'_, PyAny>,
     ) -> PyResult<Option<Group<'py>>> {
-        let body = buffer::borrow(body)?.bytes;
+        let body = buffer::borrow(body)?;
         let take = || -> crate::Result<Option<Incoming>> {
             let header = Header::from_fields(|name| fields.get(name).map(String::as_str))?;
             let header = header.ok_or_else(|| {

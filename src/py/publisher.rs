@@ -19,10 +19,17 @@ use crate::router::Route;
 /// Stands for "no limit": a publish that may wait for ever.
 const NO_LIMIT: Duration = Duration::from_hours(10 * 365 * 24);
 
-/// One message as `vecmq._payload.normalise` prepares it: view, dtype, itemsize, shape, rows,
+/// One message as `vecmq._messages` prepares it: view, writable, dtype, itemsize, shape, rows,
 /// headers.
-type Item<'py> =
-    (Bound<'py, PyAny>, Option<String>, u16, Option<Vec<u64>>, u32, Option<Vec<(String, String)>>);
+type Item<'py> = (
+    Bound<'py, PyAny>,
+    bool,
+    Option<String>,
+    u16,
+    Option<Vec<u64>>,
+    u32,
+    Option<Vec<(String, String)>>,
+);
 
 /// Publishes to one topic.
 #[pyclass(frozen, module = "vecmq._native")]
@@ -123,8 +130,8 @@ impl Publisher {
 }
 
 fn submission(py: Python<'_>, item: Item<'_>) -> PyResult<Submission> {
-    let (view, dtype, itemsize, shape, rows, headers) = item;
-    let borrowed = buffer::borrow(&view)?;
+    let (view, writable, dtype, itemsize, shape, rows, headers) = item;
+    let payload = buffer::borrow(&view)?;
     let layout = match (dtype, shape) {
         (Some(dtype), Some(shape)) => Some(Layout::new(&dtype, itemsize, shape).or_raise(py)?),
         _ => None,
@@ -133,5 +140,5 @@ fn submission(py: Python<'_>, item: Item<'_>) -> PyResult<Submission> {
         Some(pairs) => Headers::new(pairs).or_raise(py)?,
         None => Headers::empty(),
     };
-    Ok(Submission { payload: borrowed.bytes, writable: borrowed.writable, layout, rows, headers })
+    Ok(Submission { payload, writable, layout, rows, headers })
 }

@@ -70,15 +70,17 @@ def make(corpus_rows: int, seed: int, limit: int | None = None) -> list[Item]:
     chance = random.Random(seed)  # noqa: S311 - sizes, not secrets
     items: list[Item] = []
     next_row = sent_rows = 0
-    for _ in range(CYCLES):
+    growth = (BATCH_ROWS_MAX / BATCH_ROWS_MIN) ** (1 / (CYCLES - 1))
+    batches = [round(BATCH_ROWS_MIN * growth**step) for step in range(CYCLES)]
+    chance.shuffle(batches)
+    for batch_rows in batches:
         kinds = [kind for kind, count in CYCLE for _ in range(count)]
         chance.shuffle(kinds)
         for kind in kinds:
             if kind == "batch":
-                rows = round(BATCH_ROWS_MIN * (BATCH_ROWS_MAX / BATCH_ROWS_MIN) ** chance.random())
-                item = Item(len(items), kind, next_row, rows)
+                item = Item(len(items), kind, next_row, batch_rows)
                 # The next batch goes on where this one ends, so that every sentence travels.
-                next_row = (next_row + rows) % corpus_rows
+                next_row = (next_row + batch_rows) % corpus_rows
             elif kind == "block":
                 rows = chance.randint(BLOCK_ROWS_MIN, BLOCK_ROWS_MAX)
                 item = Item(len(items), kind, chance.randrange(corpus_rows - rows + 1), rows)

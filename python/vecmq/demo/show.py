@@ -68,7 +68,7 @@ def _routes(result: DemoResult) -> Table:
     table.add_column("route")
     for name in (
         "messages",
-        "seconds",
+        "publish s",
         "messages/s",
         "MiB/s",
         "wire/payload",
