@@ -23,18 +23,18 @@ help:  ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv-demo:
-	@$(PYTHON) _build/venv.py demo
+	@$(PYTHON) _build/setup_venv.py demo
 
 venv-check:
-	@$(PYTHON) _build/venv.py check
+	@$(PYTHON) _build/setup_venv.py check
 
 build-prod: venv-demo  ## Build the extension with optimisation into .venv (editable)
 	$(RUN_ALONE) maturin develop --release --locked --skip-install
-	@$(RUN) $(VENV_PYTHON) _build/venv.py editable release
+	@$(RUN) $(VENV_PYTHON) _build/setup_venv.py editable release
 
 build-dev: venv-demo  ## Build it without optimisation, to debug; importing it warns
 	$(RUN_ALONE) maturin develop --locked --skip-install
-	@$(RUN) $(VENV_PYTHON) _build/venv.py editable dev
+	@$(RUN) $(VENV_PYTHON) _build/setup_venv.py editable dev
 
 demo: build-prod  ## Set all up, send real embeddings over both routes and verify every bit
 	.venv/bin/vecmq demo
@@ -78,7 +78,7 @@ bench: build-prod  ## The four workloads on queue, nats and hybrid
 bench-smoke: build-prod
 	.venv/bin/vecmq bench table1 --scale 0.1
 
-fuzz: venv-check  ## 100,000 generated cases for each property of the frame decoder (no coverage feedback)
+fuzz: venv-check  ## 100,000 generated cases for each property of frame and router
 	PROPTEST_CASES=$(PROPTEST_FUZZ) $(RUN_CORE) $(CARGO_TEST) --release --no-default-features
 
 check: lint test  ## What CI runs, without its short benchmark

@@ -10,7 +10,6 @@ import sys
 from typing import Any
 
 import maturin
-from environment import BuildError, build_variables, lock_target_dir
 from maturin import (
     build_sdist,
     get_requires_for_build_editable,
@@ -19,6 +18,8 @@ from maturin import (
     prepare_metadata_for_build_editable,
     prepare_metadata_for_build_wheel,
 )
+
+from environment import BuildError, build_variables, lock_target_dir
 
 __all__ = [
     "build_editable",

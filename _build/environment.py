@@ -31,7 +31,7 @@ class BuildError(Exception):
 
 
 def cache_dir() -> Path:
-    """Returns the directory that outlives clones: VECMQ_CACHE_DIR, else vecmq in the user's cache."""
+    """Returns what outlives clones: VECMQ_CACHE_DIR, else vecmq in the user's cache."""
     chosen = os.environ.get("VECMQ_CACHE_DIR")
     if chosen:
         return Path(chosen).expanduser().absolute()
@@ -150,7 +150,7 @@ def main(arguments: list[str]) -> int:
             return 2
     os.environ.update(variables)
     # The venv's tools first (maturin, pytest), as if it were activated.
-    os.environ["PATH"] = os.pathsep.join((os.path.dirname(sys.executable), os.environ["PATH"]))
+    os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     if sys.prefix != sys.base_prefix:
         os.environ["VIRTUAL_ENV"] = sys.prefix
     try:

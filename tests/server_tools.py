@@ -77,7 +77,9 @@ def read_info(port: int) -> dict[str, object]:
 class Owner:
     """Another Python process that owns a server."""
 
-    def __init__(self, store: Path, after_start: str = "time.sleep(600)", **options: object):
+    def __init__(
+        self, store: Path, after_start: str = "time.sleep(600)", **options: object
+    ) -> None:
         code = OWNER + "server.start()\n" + SAY + after_start
         self.process = subprocess.Popen(
             [sys.executable, "-c", code, str(store)],

@@ -85,7 +85,7 @@ def test_payloads_are_released_after_the_receipt(mq: vecmq.sync.Handle, size_byt
 
 
 def test_a_payload_that_changes_before_its_receipt_is_noticed(mq: vecmq.sync.Handle) -> None:
-    """Another thread writes into the array all the time: every publish is either refused or whole."""
+    """Another thread writes into the array all the time: a publish is refused or whole."""
     publisher = mq.publisher("t")
     array = np.zeros(8 * MIB, dtype=np.uint8)
     stop = threading.Event()

@@ -18,6 +18,7 @@ import pytest
 
 import vecmq
 import vecmq.sync
+from vecmq._options import Mode
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -29,7 +30,7 @@ def payload(size_bytes: int, seed: int) -> bytes:
 
 
 @pytest.mark.parametrize("mode", ["queue", "nats", "hybrid"])
-def test_every_mode_delivers_in_publish_order(tmp_path: Path, mode: str) -> None:
+def test_every_mode_delivers_in_publish_order(tmp_path: Path, mode: Mode) -> None:
     with vecmq.sync.open(tmp_path / "mq", mode=mode) as mq:
         publisher = mq.publisher("t")
         subscriber = mq.subscribe("t", group="g")
@@ -57,7 +58,9 @@ def test_routes_follow_the_threshold(tmp_path: Path) -> None:
         received = mq.subscribe("t", "g").fetch(4, timeout_s=10)
         routes = [message.route for message in received]
         while len(routes) < 4:
-            routes += [m.route for m in mq.subscribe("t", "h").fetch(4, timeout_s=10)][len(routes) :]
+            routes += [m.route for m in mq.subscribe("t", "h").fetch(4, timeout_s=10)][
+                len(routes) :
+            ]
         assert routes == ["queue", "nats", "nats", "queue"]
 
 
@@ -127,7 +130,7 @@ def test_a_batch_of_rows_is_a_view(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["queue", "nats", "hybrid"])
-def test_acked_messages_do_not_come_again(tmp_path: Path, mode: str) -> None:
+def test_acked_messages_do_not_come_again(tmp_path: Path, mode: Mode) -> None:
     path = tmp_path / "mq"
     with vecmq.sync.open(path, mode=mode) as mq:
         publisher = mq.publisher("t")
@@ -256,6 +259,7 @@ PUBLISH_AND_DIE = """
 import os, sys, threading
 import numpy as np
 import vecmq.sync
+from vecmq._options import Mode
 path, ledger = sys.argv[1:]
 mq = vecmq.sync.open(path, threshold_bytes=16384)
 publisher = mq.publisher("t")

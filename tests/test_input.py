@@ -13,6 +13,7 @@ import pytest
 
 import vecmq
 import vecmq.sync
+from vecmq._options import Mode
 
 
 @pytest.fixture
@@ -48,7 +49,9 @@ def test_object_arrays(mq: vecmq.sync.Handle) -> None:
     assert is_empty(mq)
 
 
-@pytest.mark.parametrize("topic", ["", "a b", "a.b", "a*", "a>", "a/b", "tab\t", "x" * 300, "\u00e9"])
+@pytest.mark.parametrize(
+    "topic", ["", "a b", "a.b", "a*", "a>", "a/b", "tab\t", "x" * 300, "\u00e9"]
+)
 def test_topic_names(mq: vecmq.sync.Handle, topic: str) -> None:
     with pytest.raises(vecmq.InvalidNameError):
         mq.publisher(topic)
@@ -136,9 +139,11 @@ def test_closed_handles(tmp_path: Path) -> None:
 
 
 def test_a_second_owner_is_refused(tmp_path: Path) -> None:
-    with vecmq.sync.open(tmp_path / "mq", mode="queue"):
-        with pytest.raises(vecmq.LockedError, match=str(os.getpid())):
-            vecmq.sync.open(tmp_path / "mq", mode="queue")
+    with (
+        vecmq.sync.open(tmp_path / "mq", mode="queue"),
+        pytest.raises(vecmq.LockedError, match=str(os.getpid())),
+    ):
+        vecmq.sync.open(tmp_path / "mq", mode="queue")
     vecmq.sync.open(tmp_path / "mq", mode="queue").close()
 
 
@@ -155,13 +160,15 @@ def test_no_server_there(tmp_path: Path) -> None:
 
 
 def test_secrets_stay_out_of_reprs() -> None:
-    options = vecmq.NatsOptions(url="nats://h", token="s3cret", password="s3cret", nkey_seed="s3cret")
+    options = vecmq.NatsOptions(
+        url="nats://h", token="s3cret", password="s3cret", nkey_seed="s3cret"
+    )
     assert "s3cret" not in repr(options)
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 @pytest.mark.parametrize("mode", ["queue", "hybrid"])
-def test_a_forked_child_is_refused_and_exits(tmp_path: Path, mode: str) -> None:
+def test_a_forked_child_is_refused_and_exits(tmp_path: Path, mode: Mode) -> None:
     with vecmq.sync.open(tmp_path / "mq", mode=mode) as mq:
         publisher, subscriber = mq.publisher("t"), mq.subscribe("t", group="g")
         publisher.publish(b"before")

@@ -28,6 +28,11 @@ CLASSES = ["Handle", "Publisher", "Subscriber"]
 def test_stub_file_matches_the_extension(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mypy.stubtest", "vecmq._native"]
     command += ["--mypy-config-file", str(ROOT / "pyproject.toml")]
+    if sys.version_info < (3, 12):
+        # The slot is there, but before 3.12 it has no name that Python could see.
+        allowed = tmp_path / "allowed"
+        allowed.write_text("vecmq._native.Payload.__buffer__\n")
+        command += ["--allowlist", str(allowed)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 

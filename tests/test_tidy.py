@@ -24,7 +24,7 @@ FILE_LINES_MAX = 600
 # Words of DESIGN.md's glossary that name nothing here. "offset" names one thing: where a chunk
 # starts in its payload, a field of the frame header.
 UNUSED_WORDS = {"blob", "packet", "part", "segment", "backend", "broker", "offset", "mtu"}
-CHUNK_OFFSET_FILES = {"src/frame/header.rs"}
+CHUNK_OFFSET_FILES = {"src/frame/header.rs", "python/vecmq/reader.py"}
 
 # room -> rooms it may use beside itself
 RUST_ROOMS: dict[str, set[str]] = {
@@ -38,15 +38,14 @@ RUST_ROOMS: dict[str, set[str]] = {
     "py": {"error", "name", "frame", "router", "queue", "nats", "hybrid"},
 }
 CRATE_OWNERS = {
-    "pyo3": "src/py/",
-    "pyo3_log": "src/py/",
-    "rocksdb": "src/queue/",
-    "async_nats": "src/nats/",
-    "zstd": "src/",
+    "pyo3": "src/py",
+    "pyo3_log": "src/py",
+    "rocksdb": "src/queue",
+    "async_nats": "src/nats",
 }
 
 # Python modules from the bottom up; a module may import from its own row and from those above it.
-# A package counts as its name. Modules whose name starts with "_" belong to the row that lists them.
+# A package counts as its name.
 PYTHON_ROWS: list[set[str]] = [
     {"errors", "_native"},
     {"retention", "_payload", "_batch", "_messages", "_watchdog", "_server_process"},
@@ -184,7 +183,8 @@ def test_lints_are_expected_with_a_reason_and_never_allowed() -> None:
 
 @pytest.mark.parametrize("crate", sorted(CRATE_OWNERS))
 def test_a_crate_stays_in_its_room(crate: str) -> None:
-    others = [path for path in CORE if not str(path.relative_to(ROOT)).startswith(CRATE_OWNERS[crate])]
+    owner = ROOT / CRATE_OWNERS[crate]
+    others = [path for path in CORE if not path.is_relative_to(owner)]
     assert not lines_matching(others, rf"(?<![\w:]){crate}::|^\s*use {crate}\b", code_lines)
 
 
@@ -210,7 +210,8 @@ def test_rust_rooms_point_one_way() -> None:
         if room == "lib":
             continue
         allowed = RUST_ROOMS[room] | {room}
-        wrong += [f"{where(path, n)}: {used}" for n, used in rooms_used(path) if used not in allowed]
+        used_here = rooms_used(path)
+        wrong += [f"{where(path, n)}: {used}" for n, used in used_here if used not in allowed]
     assert not wrong
 
 
@@ -281,7 +282,8 @@ def words(name: str) -> set[str]:
 
 def rust_names(path: Path) -> Iterator[tuple[int, str]]:
     """Yields public items and fields; variants are public with their enum."""
-    item = re.compile(r"\bpub (?:const |async |unsafe )*(?:fn |struct |enum |mod |trait |type )?(\w+)")
+    qualifiers = "const |async |unsafe |fn |struct |enum |mod |trait |type |static "
+    item = re.compile(rf"\bpub (?:{qualifiers})*(\w+)")
     for number, line in code_lines(path):
         for name in item.findall(line):
             yield number, name
@@ -298,35 +300,33 @@ def python_names(path: Path) -> Iterator[tuple[int, str]]:
             yield from ((argument.lineno, argument.arg) for argument in arguments)
         elif isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
             yield node.lineno, node.name
-        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            if not node.target.id.startswith("_"):
-                yield node.lineno, node.target.id
+        elif (
+            isinstance(node, ast.AnnAssign)
+            and isinstance(node.target, ast.Name)
+            and not node.target.id.startswith("_")
+        ):
+            yield node.lineno, node.target.id
 
 
 def test_public_names_use_the_glossary() -> None:
-    wrong: list[str] = []
-    for path in CORE:
-        chunk_offset = str(path.relative_to(ROOT)) in CHUNK_OFFSET_FILES
-        for number, name in rust_names(path):
-            bad = words(name) & UNUSED_WORDS
-            if bad and not (chunk_offset and name == "offset"):
-                wrong.append(f"{where(path, number)}: {name}")
-    for _, path in package_modules():
-        wrong += [
-            f"{where(path, number)}: {name}"
-            for number, name in python_names(path)
-            if words(name) & UNUSED_WORDS
-        ]
-    assert not wrong
+    named = [(path, number, name) for path in CORE for number, name in rust_names(path)]
+    named += [
+        (path, number, name) for _, path in package_modules() for number, name in python_names(path)
+    ]
+    assert len(named) > 100, "the search itself is broken"
+    assert not [
+        f"{where(path, number)}: {name}"
+        for path, number, name in named
+        if words(name) & UNUSED_WORDS
+        and not (name == "offset" and str(path.relative_to(ROOT)) in CHUNK_OFFSET_FILES)
+    ]
 
 
 def test_no_path_of_a_machine_and_no_registry_host() -> None:
     paths = [r"(?<![\w.])/" + name + r"(?![\w-])" for name in ("root", "work")]
     paths.append(r"(?<![\w.])/" + r"home/\w")
-    hosts = [
-        r"\.".join(name)
-        for name in (("pypi", "org"), ("pythonhosted", "org"), ("crates", "io"), ("proxy", "golang"))
-    ]
+    hosts = [rf"\b{name}\." + end for name, end in (("pypi", "org"), ("crates", "io"))]
+    hosts.append("python" + "hosted")
     # cargo writes the registry's name into the lock files itself.
     texts = [path for path in TRACKED if path.name != "Cargo.lock" and is_text(path)]
     assert not lines_matching(texts, "|".join([*paths, *hosts]))

@@ -11,9 +11,7 @@ from vecmq.errors import InvalidHeadersError, PayloadError
 Headers = Mapping[str, str] | None
 
 # view, writable, dtype name, itemsize, shape, rows, headers
-Item = tuple[
-    Any, bool, str | None, int, tuple[int, ...] | None, int, list[tuple[str, str]] | None
-]
+Item = tuple[Any, bool, str | None, int, tuple[int, ...] | None, int, list[tuple[str, str]] | None]
 
 
 def item(payload: object, headers: Headers) -> Item:

@@ -1,11 +1,29 @@
 """The Rust core of vecmq. The documented public classes are in `vecmq` and `vecmq.sync`."""
 
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 from numpy.typing import NDArray
 
-_Item = tuple[Any, bool, str | None, int, Sequence[int] | None, int, list[tuple[str, str]] | None]
+__all__ = [
+    "Completions",
+    "Explanation",
+    "GroupAssembler",
+    "Hub",
+    "Message",
+    "Payload",
+    "Publisher",
+    "Receipt",
+    "Subscriber",
+    "ack_all",
+    "build_info",
+    "join_rows",
+    "make_frames",
+]
+
+_Item: TypeAlias = tuple[
+    Any, bool, str | None, int, Sequence[int] | None, int, list[tuple[str, str]] | None
+]
 
 def build_info() -> dict[str, Any]:
     """What this build is: version, profile, and the versions of what it links."""

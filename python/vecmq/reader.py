@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zstandard
-from numpy.typing import NDArray
 
 from vecmq.errors import CorruptError, IncompleteError, TooLargeError, UnsupportedError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from typing_extensions import Buffer
 
 __all__ = ["Header", "ReadMessage", "Reader", "crc32c", "decode_body", "read_header"]
@@ -114,7 +114,9 @@ class Header:
         }
         for name, holds in rules.items():
             if not holds:
-                raise CorruptError(f"frame header: bad {name} in frame {self.index} of {self.count}")
+                raise CorruptError(
+                    f"frame header: bad {name} in frame {self.index} of {self.count}"
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,9 +171,8 @@ def read_header(data: Buffer) -> tuple[Header, int]:
     shape = struct.unpack_from(f"<{dims}Q", view, _FIXED.size + name_bytes)
     if itemsize == 0 and (dtype or shape):
         raise CorruptError("frame header: plain bytes have neither dtype nor shape")
-    header = Header(
-        CODECS[codec], *numbers, dtype if itemsize else None, shape if itemsize else None
-    )
+    array = (dtype, shape) if itemsize else (None, None)
+    header = Header(*(CODECS[codec], *numbers, *array))
     header.validate()
     return header, end + 4
 
@@ -206,15 +207,9 @@ def read_fields(fields: Mapping[str, str]) -> Header:
         dims = () if shape == "()" else tuple(_number(dim) for dim in shape.split(","))
     if (dtype is None) != (dims is None):
         raise CorruptError("frame fields: dtype and shape come together")
-    header = Header(
-        codec,
-        bytes.fromhex(producer),
-        *(_number(text) for text in texts),
-        checksum=int(checksum, 16),
-        itemsize=_number(itemsize),
-        dtype=dtype,
-        shape=dims,
-    )
+    numbers: list[Any] = [_number(text) for text in texts]
+    array = (int(checksum, 16), _number(itemsize), dtype, dims)
+    header = Header(*(codec, bytes.fromhex(producer), *numbers, *array))
     try:
         encoded = header.encode()
     except (struct.error, UnicodeEncodeError) as error:
@@ -469,5 +464,5 @@ def _zeros_matrix(bit: int) -> NDArray[np.uint32]:
         half = _zeros_matrix(bit - 1)
         return _apply(half, half)
     units: NDArray[Any] = np.uint32(1) << np.arange(32, dtype=np.uint32)
-    step = _table()[units & 0xFF] ^ (units >> np.uint32(8))
-    return step.astype(np.uint32)
+    step: NDArray[np.uint32] = _table()[units & 0xFF] ^ (units >> np.uint32(8))
+    return step

@@ -21,7 +21,8 @@ class Usage:
     Attributes:
         client_cpu_s: User and system time of this process, all threads, in seconds.
         server_cpu_s: The same of the server (in steps of 10 ms); 0 without a server.
-        client_start_bytes: Resident memory of this process when the clock started, payloads included.
+        client_start_bytes: Resident memory of this process when the clock started, payloads
+            included.
         client_peak_bytes: Its highest resident memory during the operation.
         server_peak_bytes: The same of the server; 0 without a server.
         is_peak_exact: The peaks are those of this operation; else of the process so far.
@@ -63,7 +64,8 @@ class Meter:
         self._server = psutil.Process(server_pid) if server_pid else None
         pids = [os.getpid()] + ([server_pid] if server_pid else [])
         # Every process, also after one has failed.
-        self._is_exact = all([_reset_peak(pid) for pid in pids])
+        reset = [_reset_peak(pid) for pid in pids]
+        self._is_exact = all(reset)
         self._start_bytes = psutil.Process().memory_info().rss
         self._server_cpu_s = self._server_cpu()
         self._client_cpu_s = time.process_time()

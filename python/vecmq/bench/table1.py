@@ -1,8 +1,8 @@
 """The four workloads of the Milvus blog's Table 1, on every route in turn.
 
-For each workload one worker process a route is started (see `worker` for why), each does one operation
-that is not counted, then the rounds go over the routes: A B C A B C. So a slow minute of the machine
-meets all routes alike.
+For each workload one worker process a route is started (see `worker` for why), each does one
+operation that is not counted, then the rounds go over the routes: A B C A B C. So a slow minute of
+the machine meets all routes alike.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Self
 
 from vecmq.bench import machine
 from vecmq.bench.worker import WINDOW_BYTES, WINDOW_MSGS, Spec
@@ -275,7 +275,8 @@ def _check_room(options: Table1Options, directory: Path) -> None:
     if free < needed:
         raise ConfigError(
             f"path: expected {needed / MIB:,.0f} MiB of free space for {options.ops} operations, "
-            f"got {free / MIB:,.0f} MiB in {directory.parent}; take fewer --ops or a smaller --scale"
+            f"got {free / MIB:,.0f} MiB in {directory.parent}; "
+            "take fewer --ops or a smaller --scale"
         )
 
 
@@ -311,9 +312,9 @@ class _Worker:
     def __init__(self, spec: Spec) -> None:
         self._spec = spec
 
-    def __enter__(self) -> _Worker:
-        # Its own session: Ctrl-C reaches this process alone, which ends the worker properly. When this
-        # process is killed, the worker's stdin closes and it ends by itself.
+    def __enter__(self) -> Self:
+        # Its own session: Ctrl-C reaches this process alone, which ends the worker properly. When
+        # this process is killed, the worker's stdin closes and it ends by itself.
         self._process = subprocess.Popen(
             [
                 sys.executable,

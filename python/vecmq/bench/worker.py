@@ -1,16 +1,17 @@
-"""One route and one workload in a process of its own; started by `table1`, one line of JSON a command.
+"""One route and one workload in a process of its own, started by `table1`.
 
-Why a process for each (route, workload): peak memory and CPU time belong to one route alone, no allocator
-or store is warmed by another one, and the server of a route is a child that can be measured apart. It
-lives through all rounds of its workload, so that its server is warm; between two operations it holds no
-payloads and its idle server takes no CPU, so that the rounds of several routes can be interleaved.
+Why a process for each (route, workload): peak memory and CPU time belong to one route alone, no
+allocator or store is warmed by another one, and the server of a route is a child that can be
+measured apart. It lives through all rounds of its workload, so that its server is warm; between
+two operations it holds no payloads and its idle server takes no CPU, so that the rounds of several
+routes can be interleaved.
 
-One operation: payloads are made (random bytes, unique; the first 8 bytes are the message's number), topic
-and subscription are made, then the clock starts. The main thread publishes with `publish_many` in windows
-of at most 16 MiB or 512 messages; a second thread receives, verifies and acknowledges in batches. The clock
-ends when the last message was received, verified and acknowledged. Verifying compares every byte with
-the original as it arrives (nothing received has to be kept); its time is part of the seconds and is also
-given on its own, as `verify_s`.
+One operation: payloads are made (random bytes, unique; the first 8 bytes are the message's
+number), topic and subscription are made, then the clock starts. The main thread publishes with
+`publish_many` in windows of at most 16 MiB or 512 messages; a second thread receives, verifies and
+acknowledges in batches. The clock ends when the last message was received, verified and
+acknowledged. Verifying compares every byte with the original as it arrives (nothing received has
+to be kept); it is part of the seconds, and its CPU time is also given on its own, as `verify_s`.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ class Checker:
         duplicate_count: Messages received before.
         unordered_count: Messages that came after a later one.
         wrong_count: Messages that equal no payload.
-        verify_s: Seconds spent here.
+        verify_s: CPU seconds spent here.
     """
 
     def __init__(self, payloads: Payloads) -> None:
@@ -133,7 +134,7 @@ class Checker:
         Args:
             batch: Payloads in the order of delivery.
         """
-        started = time.perf_counter()
+        started = time.thread_time()
         self.received_count += len(batch)
         rows = self._payloads.rows[self._next : self._next + len(batch)]
         if len(rows) == len(batch) and self._equal(batch, rows):
@@ -142,7 +143,7 @@ class Checker:
         else:
             for payload in batch:
                 self._take_one(payload)
-        self.verify_s += time.perf_counter() - started
+        self.verify_s += time.thread_time() - started
 
     def _equal(self, batch: list[memoryview], rows: NDArray[np.uint8]) -> bool:
         size = rows.shape[1]
@@ -230,9 +231,7 @@ def run_op(mq: vecmq.sync.Handle, spec: Spec, number: int) -> dict[str, Any]:
 class _Reader(threading.Thread):
     """Receives, verifies and acknowledges until the last message or a stall."""
 
-    def __init__(
-        self, subscriber: vecmq.sync.Subscriber, checker: Checker, count: int
-    ) -> None:
+    def __init__(self, subscriber: vecmq.sync.Subscriber, checker: Checker, count: int) -> None:
         super().__init__(name="bench-reader", daemon=True)
         self._subscriber = subscriber
         self._checker = checker

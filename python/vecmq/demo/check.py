@@ -39,7 +39,8 @@ class Check:
         wrong_count: Messages whose bytes, dtype, shape or headers are not those of the plan.
         unordered_count: Messages that did not come in the order of publishing.
         duplicates: Messages delivered or stored twice under one id, by route.
-        vectors: What was received, row by row at the place of its sentence; zero where nothing came.
+        vectors: What was received, row by row at the place of its sentence; zero where nothing
+            came.
         present: Which rows of `vectors` were received.
     """
 

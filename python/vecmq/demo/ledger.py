@@ -1,8 +1,8 @@
 """The demo's own note of what was acknowledged: one JSON line a receipt, written after it came.
 
-The first line of a run names the plan; a receipt line follows for each publish. A line is one append to
-the file, so it is in the operating system before the next message is published, and a kill -9 can at
-most leave the last line out.
+The first line of a run names the plan; a receipt line follows for each publish. A line is one
+append to the file, so it is in the operating system before the next message is published, and a
+kill -9 can at most leave the last line out.
 """
 
 from __future__ import annotations

@@ -39,7 +39,8 @@ class Item:
 
     Attributes:
         index: Position in the plan, sent as a header.
-        kind: "control" (JSON bytes), "row" (one vector), "block" (publish_rows), "batch" (one matrix).
+        kind: "control" (JSON bytes), "row" (one vector), "block" (publish_rows), "batch" (one
+            matrix).
         first_row: First row of the corpus.
         rows_count: Rows; of a control message the rows that were sent before it.
     """
@@ -130,8 +131,8 @@ def payload(item: Item, vectors: NDArray[np.float32]) -> Any:
         vectors: The corpus.
 
     Returns:
-        bytes for a control message, a vector for a row, else a matrix (a view of the corpus where the
-        rows lie together).
+        bytes for a control message, a vector for a row, else a matrix (a view of the corpus where
+        the rows lie together).
     """
     if item.kind == "control":
         return control_bytes(item)

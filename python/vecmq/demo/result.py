@@ -152,7 +152,11 @@ class DemoResult:
     def is_good(self) -> bool:
         """Nothing lost, doubled, changed or out of order, and all published unless interrupted."""
         return (
-            self.lost_count == self.duplicates_count == self.wrong_count == self.unordered_count == 0
+            self.lost_count
+            == self.duplicates_count
+            == self.wrong_count
+            == self.unordered_count
+            == 0
             and self.again_count <= self.crashes_count
             and (self.is_interrupted or self.published_count == self.items_count)
         )
@@ -213,7 +217,6 @@ def summary(result: DemoResult, options: DemoOptions, corpus: Corpus) -> dict[st
         ],
         "query": result.query,
         "nearest": [
-            {"similarity": match.similarity, "sentence": match.sentence}
-            for match in result.nearest
+            {"similarity": match.similarity, "sentence": match.sentence} for match in result.nearest
         ],
     }

@@ -1,4 +1,4 @@
-"""Runs the demo: publishes the plan, subscribes at the same time, checks, and picks up after a crash."""
+"""Runs the demo: publishes the plan, subscribes meanwhile, checks, picks up after a crash."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ class _Work:
         self._conclude()
 
     async def _publish(self, publisher: vecmq.Publisher, reader: asyncio.Task[None]) -> None:
-        """Publish what has no receipt yet, one item after the other: a crash leaves at most one open."""
+        """Publish what has no receipt yet, one by one: a crash leaves at most one open."""
         done = {entry.plan_index for entry in self._entries}
         for item in self._items:
             if item.index in done:
@@ -137,7 +137,8 @@ class _Work:
             before = time.perf_counter()
             receipt = await publish(payload, headers)
             self._note(item, receipt, time.perf_counter() - before)
-            # A small message is acknowledged without a turn of the event loop; the reader needs one.
+            # A small message is acknowledged without a turn of the event loop; the reader needs
+            # one.
             await asyncio.sleep(0)
             if reader.done():
                 return

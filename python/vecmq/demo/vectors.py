@@ -80,7 +80,8 @@ def load() -> Corpus:
         The same Corpus at each call on one machine with one Python and one scikit-learn.
 
     Raises:
-        DemoDataError: scikit-learn is not installed, or the sources of the standard library are not.
+        DemoDataError: scikit-learn is not installed, or the sources of the standard library are
+            not.
     """
     sklearn_version = _sklearn_version()
     name = f"demo-{VERSION}-python{platform.python_version()}-sklearn{sklearn_version}.npz"

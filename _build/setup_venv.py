@@ -1,8 +1,8 @@
 """Makes the clone's virtual environment, from the lists in pyproject.toml and from nothing else.
 
-    python _build/venv.py demo      what `make demo` and the benchmarks need
-    python _build/venv.py check     that and the tools of `make test` and `make lint`
-    python _build/venv.py editable release|dev      vecmq itself, editable, after maturin built it
+    python _build/setup_venv.py demo    what `make demo` and the benchmarks need
+    python _build/setup_venv.py check   that and the tools of `make test` and `make lint`
+    python _build/setup_venv.py editable release|dev   vecmq itself, after maturin built it
 
 A second run is instant: a stamp keeps a hash of what was installed. Standard library only.
 """
@@ -16,7 +16,6 @@ import subprocess
 import sys
 import time
 import tomllib
-from pathlib import Path
 from typing import Any
 
 from environment import ROOT, BuildError
@@ -54,7 +53,7 @@ def make_venv() -> None:
     done = subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=False)
     if done.returncode != 0:
         raise BuildError(
-            f"{sys.executable} -m venv failed: Debian and Ubuntu have it in the package python3-venv"
+            f"{sys.executable} -m venv failed: Debian has it in the package python3-venv"
         )
 
 

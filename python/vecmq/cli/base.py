@@ -1,0 +1,150 @@
+"""What the commands share: the app, exit codes, where messages are stored, consoles."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from cyclopts import App, Parameter
+from rich.console import Console
+
+import vecmq
+import vecmq.sync
+from vecmq.errors import Error
+
+__all__ = [
+    "ANYWHERE",
+    "EXIT_CONNECT",
+    "EXIT_FAILED",
+    "EXIT_INTERRUPTED",
+    "EXIT_PIPE",
+    "EXIT_USAGE",
+    "Codec",
+    "Mode",
+    "UsageError",
+    "Where",
+    "app",
+    "bench",
+    "data_console",
+    "examples",
+    "print_line",
+    "save",
+]
+
+EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_CONNECT: Final = 3
+EXIT_INTERRUPTED: Final = 130
+EXIT_PIPE: Final = 141
+
+# Where stdout is no terminal, tables take the room they need.
+WIDTH_WITHOUT_TERMINAL: Final = 200
+
+Mode = Literal["hybrid", "queue", "nats"]
+Codec = Literal["raw", "zstd1", "planes"]
+
+
+class UsageError(Error):
+    """Arguments that make no sense together, or name a file that cannot be read."""
+
+
+def examples(*lines: str) -> str:
+    """Make the end of a command's help.
+
+    Args:
+        lines: Commands as they are typed.
+
+    Returns:
+        Markdown.
+    """
+    return "\n".join(["**Examples**", "", "```", *lines, "```"])
+
+
+app = App(
+    name="vecmq",
+    help="Moves vectors through one topic over two routes: NATS JetStream and a RocksDB log.",
+    help_epilogue=examples(
+        "vecmq demo",
+        "vecmq pub vectors embeddings.npy --path data",
+        "vecmq sub vectors --group indexer --path data --out received",
+        "vecmq bench table1 --scale 0.1",
+    ),
+    help_format="markdown",
+    version=lambda: vecmq.__version__,
+    default_parameter=Parameter(negative=()),
+)
+bench = App(name="bench", help="Measure. Every received message is verified.")
+app.command(bench)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Where messages are stored.
+
+    Attributes:
+        path: Directory of the queue and the embedded server; one process at a time.
+        nats: URL of a NATS server of your own, for example nats://127.0.0.1:4222.
+        mode: Default: hybrid with --path, nats with --nats alone.
+    """
+
+    path: Path | None = None
+    nats: str | None = None
+    mode: Mode | None = None
+
+    def open(self) -> vecmq.sync.Handle:
+        """Open what was named; never a temporary directory, which would be deleted at the end.
+
+        Returns:
+            A handle to close.
+
+        Raises:
+            UsageError: Neither a directory nor a server was named.
+            Error: As `vecmq.sync.open`.
+        """
+        mode = self.mode or ("nats" if self.path is None else "hybrid")
+        if self.path is None and (mode != "nats" or self.nats is None):
+            raise UsageError("say where: --path DIR, or --nats URL")
+        return vecmq.sync.open(self.path, mode=mode, nats=self.nats)
+
+
+ANYWHERE: Final = Where()
+
+
+def print_line(line: str) -> None:
+    """Print data at once: what was done must be seen even when the next step is killed.
+
+    Args:
+        line: Text without a line break.
+    """
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def data_console() -> Console:
+    """Make the console for tables on stdout.
+
+    Returns:
+        A Console; without colours where stdout is no terminal.
+    """
+    return Console(width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
+
+
+def save(file: str, document: dict[str, Any]) -> None:
+    """Write a result as JSON.
+
+    Args:
+        file: Path, or "-" for stdout.
+        document: JSON values.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    text = json.dumps(document, indent=1) + "\n"
+    if file == "-":
+        sys.stdout.write(text)
+    else:
+        Path(file).write_text(text)
