@@ -205,5 +205,5 @@ def _versions(facts: dict[str, Any]) -> str:
     return (
         f"vecmq {build.get('version')} ({build.get('profile')}), "
         f"nats-server {facts['nats_server']}, Python {facts['python']}, "
-        f"{facts['system']} {facts['kernel']}"
+        f"{facts['system']} {facts['kernel']}, load {facts['load_average'][0]:.1f} at the start"
     )

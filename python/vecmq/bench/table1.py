@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Final, Literal, Self
 
 from vecmq.bench import machine
@@ -329,7 +330,7 @@ class _Worker:
         try:
             self._ask(json.dumps(asdict(self._spec)))
         except BaseException:
-            self._end()
+            self._end(is_wanted=False)
             raise
         return self
 
@@ -356,13 +357,18 @@ class _Worker:
             )
         return values
 
-    def __exit__(self, *_: object) -> None:
-        self._end()
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._end(is_wanted=kind is None)
 
-    def _end(self) -> None:
+    def _end(self, *, is_wanted: bool) -> None:
         process = self._process
-        # A worker in the middle of an operation would finish it first; what it does is of no use.
-        if sys.exc_info()[0] is not None:
+        # In the middle of an operation it would finish that first, which nobody waits for.
+        if not is_wanted:
             process.terminate()
         assert process.stdin is not None
         assert process.stdout is not None

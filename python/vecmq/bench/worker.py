@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -42,6 +43,7 @@ WINDOW_MSGS: Final = 512
 FETCH_MSGS: Final = 512
 # A subscriber that gets nothing for this long has lost the rest.
 STALL_S: Final = 30.0
+EXIT_TERMINATED: Final = 143
 # How long to look for messages beyond the last one.
 EXTRA_S: Final = 0.1
 
@@ -262,6 +264,8 @@ def main() -> int:
     # Only answers go to the pipe, whatever else prints.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
+    # Ends like any other error: the stores are closed, the server is stopped.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
     spec = Spec(**json.loads(sys.stdin.readline()))
     try:
         _serve(spec, answers)

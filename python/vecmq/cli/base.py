@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from cyclopts import App, Parameter
 from rich.console import Console
@@ -23,6 +23,7 @@ __all__ = [
     "EXIT_PIPE",
     "EXIT_USAGE",
     "Codec",
+    "JsonFile",
     "Mode",
     "UsageError",
     "Where",
@@ -43,6 +44,8 @@ EXIT_PIPE: Final = 141
 # Where stdout is no terminal, tables take the room they need.
 WIDTH_WITHOUT_TERMINAL: Final = 200
 
+# A path, or "-".
+JsonFile = Annotated[str | None, Parameter(allow_leading_hyphen=True)]
 Mode = Literal["hybrid", "queue", "nats"]
 Codec = Literal["raw", "zstd1", "planes"]
 

@@ -50,7 +50,7 @@ def pub(
     *,
     where: Where = ANYWHERE,
     rows: int | None = None,
-    header: tuple[str, ...] = (),
+    header: Annotated[tuple[str, ...], Parameter(show_default=False)] = (),
     json: bool = False,
 ) -> int:
     """Publish a file as one message, or an array as a message a row; print the receipts.

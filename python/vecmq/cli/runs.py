@@ -14,6 +14,7 @@ from vecmq.cli.base import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
     Codec,
+    JsonFile,
     UsageError,
     app,
     bench,
@@ -39,7 +40,7 @@ def demo(
     resume: bool = False,
     codec: Codec = "raw",
     limit: int | None = None,
-    json: str | None = None,
+    json: JsonFile = None,
     seed: int | None = None,
 ) -> int:
     """Publish real embeddings over both routes of one topic, receive them, and verify every bit.
@@ -98,7 +99,7 @@ def table1(
     scale: float = 1.0,
     ops: int = 5,
     routes: str = "queue,nats,hybrid",
-    json: str | None = None,
+    json: JsonFile = None,
     codec: Codec = "raw",
     path: Path | None = None,
 ) -> int:

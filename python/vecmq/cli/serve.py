@@ -39,7 +39,7 @@ def serve(
     mode: Mode | None = None,
     port: int | None = None,
 ) -> int:
-    """Run the embedded nats-server, and hold the queue open, until SIGINT or SIGTERM (exit code 0).
+    """Run the embedded server and hold the queue open until SIGINT or SIGTERM (exit code 0).
 
     In the modes nats and hybrid, other processes use the server: its URL is printed, its token is
     in the file that is printed. In the modes queue and hybrid the queue's directory is opened, its

@@ -22,11 +22,12 @@ __all__ = ["Check"]
 class _Copy:
     """What was received of one publish of one item: a repeat after a crash makes a second one."""
 
-    __slots__ = ("first_seq", "received", "route")
+    __slots__ = ("first_id", "first_seq", "received", "route")
 
-    def __init__(self, first_seq: int, route: str) -> None:
-        self.first_seq = first_seq
-        self.route = route
+    def __init__(self, message: Message) -> None:
+        self.first_id = message.id
+        self.first_seq = message.seq
+        self.route = message.route
         self.received = 0
 
 
@@ -47,7 +48,8 @@ class Check:
     def __init__(self, items: list[Item], corpus: NDArray[np.float32]) -> None:
         self._items: Final = items
         self._corpus: Final = corpus
-        self._copies: list[dict[str, _Copy]] = [{} for _ in items]
+        self._copies: list[list[_Copy]] = [[] for _ in items]
+        self._ids: set[str] = set()
         self._last_index = 0
         self.received_count = 0
         self.last_seq = 0
@@ -64,10 +66,11 @@ class Check:
             message: The next message of the topic.
         """
         self.received_count += 1
-        if message.seq <= self.last_seq:
+        if message.seq <= self.last_seq or message.id in self._ids:
             self.duplicates[message.route] += 1
             return
         self.last_seq = message.seq
+        self._ids.add(message.id)
         item = self._item(message)
         if item is None:
             self.wrong_count += 1
@@ -76,14 +79,21 @@ class Check:
         # even then the plan never goes back.
         self.unordered_count += item.index < self._last_index
         self._last_index = max(self._last_index, item.index)
-        copies = self._copies[item.index]
-        copy = copies.setdefault(message.id, _Copy(message.seq, message.route))
-        if copy.received == item.messages_count:
-            self.duplicates[message.route] += 1
-            return
+        copy = self._copy(item, message)
         if not self._same(message, item, copy.received):
             self.wrong_count += 1
         copy.received += 1
+
+    def _copy(self, item: Item, message: Message) -> _Copy:
+        """Give the copy that the message belongs to; the rows of a block have consecutive seqs."""
+        copies = self._copies[item.index]
+        if copies:
+            last = copies[-1]
+            is_next = message.seq == last.first_seq + last.received
+            if is_next and last.received < item.messages_count:
+                return last
+        copies.append(_Copy(message))
+        return copies[-1]
 
     def _item(self, message: Message) -> Item | None:
         text = message.headers.get(HEADER, "")
@@ -136,13 +146,17 @@ class Check:
         acknowledged = set()
         for entry in entries:
             acknowledged.add(entry.id)
-            copy = self._copies[entry.plan_index].get(entry.id)
+            copy = self._acknowledged(entry)
             lost[entry.route] += entry.rows_count - (copy.received if copy else 0)
         for item, copies in zip(self._items, self._copies, strict=True):
-            for id_, copy in copies.items():
-                if id_ not in acknowledged:
+            for copy in copies:
+                if copy.first_id not in acknowledged:
                     lost[copy.route] += item.messages_count - copy.received
         return lost
+
+    def _acknowledged(self, entry: Entry) -> _Copy | None:
+        copies = self._copies[entry.plan_index]
+        return next((copy for copy in copies if copy.first_id == entry.id), None)
 
     def misplaced_count(self, entries: Iterable[Entry]) -> int:
         """Count receipts whose seq is not the one that the message was received at.
@@ -155,7 +169,7 @@ class Check:
         """
         count = 0
         for entry in entries:
-            copy = self._copies[entry.plan_index].get(entry.id)
+            copy = self._acknowledged(entry)
             count += copy is not None and copy.first_seq != entry.seq
         return count
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from rich import box
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -59,23 +60,38 @@ def show(console: Console, result: DemoResult) -> None:
     console.print(_routes(result))
     if result.sizes:
         console.print(_sizes(result))
+        console.print("[bold]Why: the router at the end of the run, for the middle size[/]")
+        for size in result.sizes:
+            console.print(Text(f"{_KINDS[size.kind]}: {size.reason}"))
+        console.print()
     _nearest(console, result)
     _verdict(console, result)
 
 
+def _table(title: str) -> Table:
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1),
+        pad_edge=False,
+    )
+
+
 def _routes(result: DemoResult) -> Table:
-    table = Table(title="One topic, two routes", title_justify="left", title_style="bold")
+    table = _table("One topic, two routes")
     table.add_column("route")
     for name in (
         "messages",
-        "publish s",
-        "messages/s",
+        "publish\nseconds",
+        "messages\n/s",
         "MiB/s",
-        "wire/payload",
-        "p50 ms",
-        "p99 ms",
+        "wire/\npayload",
+        "p50\nms",
+        "p99\nms",
         "lost",
-        "duplicates",
+        "dupli-\ncates",
     ):
         table.add_column(name, justify="right")
     for name, route in result.routes.items():
@@ -105,18 +121,17 @@ def _count(count: int) -> str:
 
 
 def _sizes(result: DemoResult) -> Table:
-    table = Table(title="Where each size went", title_justify="left", title_style="bold")
+    table = _table("Where each size went (publishes)")
     table.add_column("payload")
     table.add_column("size", justify="right")
     for name in result.routes:
         table.add_column(name, justify="right")
-    table.add_column("why (the router, for the middle size, at the end)", overflow="fold")
     for size in result.sizes:
         span = _bytes(size.bytes_min)
         if _bytes(size.bytes_max) != span:
             span += " to " + _bytes(size.bytes_max)
         calls = [f"{size.calls[name]:,}" for name in result.routes]
-        table.add_row(_KINDS[size.kind], span, *calls, Text(size.reason))
+        table.add_row(_KINDS[size.kind], span, *calls)
     return table
 
 
@@ -143,6 +158,7 @@ def _nearest(console: Console, result: DemoResult) -> None:
     console.print(Text(f"query  {result.query}"))
     for match in result.nearest:
         console.print(Text(f"{match.similarity:.3f}  {match.sentence}"))
+    console.print()
 
 
 def _verdict(console: Console, result: DemoResult) -> None:

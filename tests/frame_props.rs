@@ -1,0 +1,304 @@
+//! decode(encode(x)) = x, and nothing that comes in makes the decoder panic or allocate unchecked.
+
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a panic is how a test fails")]
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use vecmq::ErrorKind;
+use vecmq::frame::{
+    Assembler, Assembly, Codec, Frame, Header, Headers, Layout, MessageId, Outgoing, Plan,
+    ProducerId, decode_into, encode,
+};
+
+const LIMIT: u64 = 1 << 30;
+
+fn codec() -> impl Strategy<Value = Codec> {
+    prop_oneof![Just(Codec::Raw), Just(Codec::Zstd1), Just(Codec::Planes)]
+}
+
+/// Bytes of the kinds that vectors have: noise, floats of one scale, one value, mostly zeros.
+fn content() -> impl Strategy<Value = (u8, u64)> {
+    (0_u8..4, any::<u64>())
+}
+
+fn fill((kind, seed): (u8, u64), length: usize) -> Bytes {
+    let mut state = seed | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    let mut out = Vec::with_capacity(length + 8);
+    while out.len() < length {
+        let word = next();
+        match kind {
+            0 => out.extend_from_slice(&word.to_le_bytes()),
+            // float32 between 1 and 2: one exponent, a noisy mantissa.
+            1 => {
+                let mantissa = u32::try_from(word & 0x007F_FFFF).unwrap();
+                out.extend_from_slice(&(mantissa | 0x3F80_0000).to_le_bytes());
+            }
+            2 => out.push(7),
+            _ => out.push(if word % 50 == 0 { 1 } else { 0 }),
+        }
+    }
+    out.truncate(length);
+    Bytes::from(out)
+}
+
+/// A message with a layout of 0 to 5 dimensions, or of plain bytes.
+fn message() -> impl Strategy<Value = Outgoing> {
+    let shape = prop::collection::vec(0_u64..12, 0..=5);
+    let itemsize = prop_oneof![Just(1_u16), Just(2), Just(3), Just(4), Just(8), Just(16)];
+    let layout = prop::option::of((shape, itemsize));
+    let id = (any::<[u8; 16]>(), any::<u32>(), any::<u64>());
+    (layout, 0_usize..300_000, content(), id).prop_map(|(layout, length, content, id)| {
+        let id = MessageId { producer: ProducerId(id.0), epoch: id.1, seq: id.2 };
+        let layout = layout.map(|(shape, size)| Layout::new("dtype", size, shape).unwrap());
+        let length =
+            layout.as_ref().map_or(length, |l| usize::try_from(l.bytes().unwrap()).unwrap());
+        Outgoing { id, rows: 1, layout, payload: fill(content, length) }
+    })
+}
+
+fn frames(message: &Outgoing, chunk_bytes_max: u32, codec: Codec) -> Vec<Frame> {
+    let itemsize = message.layout.as_ref().map_or(1, Layout::itemsize);
+    let plan = Plan::new(message.payload.len() as u64, itemsize, chunk_bytes_max).unwrap();
+    (0..plan.count).map(|index| message.frame(&plan, index, codec).unwrap()).collect()
+}
+
+proptest! {
+    #[test]
+    fn a_message_survives_any_codec_cut_order_and_repetition(
+        message in message(),
+        chunk_bytes_max in 16_u32..100_000,
+        codec in codec(),
+        order in any::<u64>(),
+    ) {
+        let chunk_bytes_max = chunk_bytes_max.max(
+            u32::try_from(message.payload.len() / 60_000).unwrap() + 16);
+        let mut frames = frames(&message, chunk_bytes_max, codec);
+        let count = frames.len();
+        // A rotation and a swap: any frame may come first, and some come twice.
+        frames.rotate_left(usize::try_from(order % count as u64).unwrap());
+        let repeated = frames[..count.min(3)].to_vec();
+        let mut assembly = Assembly::new(&frames[0].header, LIMIT).unwrap();
+        let mut done = false;
+        for frame in repeated.iter().chain(&frames) {
+            done = assembly.accept(&frame.header, &frame.body).unwrap();
+        }
+        prop_assert!(done);
+        let incoming = assembly.finish().unwrap();
+        prop_assert_eq!(&incoming.payload, &message.payload);
+        prop_assert_eq!(incoming.layout, message.layout);
+        prop_assert_eq!(incoming.id, message.id);
+        prop_assert_eq!(incoming.payload.as_ptr().addr() % 64, 0);
+    }
+
+    #[test]
+    fn a_lost_frame_is_noticed(message in message(), codec in codec(), lost in any::<u64>()) {
+        let chunk = u32::try_from(message.payload.len() / 7 + 16).unwrap();
+        let mut frames = frames(&message, chunk, codec);
+        let lost = usize::try_from(lost % frames.len() as u64).unwrap();
+        frames.remove(lost);
+        prop_assume!(!frames.is_empty());
+        let mut assembly = Assembly::new(&frames[0].header, LIMIT).unwrap();
+        for frame in &frames {
+            prop_assert!(!assembly.accept(&frame.header, &frame.body).unwrap());
+        }
+        prop_assert_eq!(assembly.finish().unwrap_err().kind(), ErrorKind::Incomplete);
+    }
+
+    #[test]
+    fn interleaved_groups_do_not_mix(one in message(), other in message(), codec in codec()) {
+        prop_assume!(one.id != other.id);
+        let chunk = |m: &Outgoing| u32::try_from(m.payload.len() / 5 + 16).unwrap();
+        let (mine, theirs) = (frames(&one, chunk(&one), codec), frames(&other, chunk(&other), codec));
+        let mut alone = Assembly::new(&mine[0].header, LIMIT).unwrap();
+        prop_assert_eq!(
+            alone.accept(&theirs[0].header, &theirs[0].body).unwrap_err().kind(),
+            ErrorKind::Corrupt
+        );
+        let mut assembler = Assembler::new(LIMIT);
+        let mut got = HashMap::new();
+        for index in 0..mine.len().max(theirs.len()) {
+            for frame in [mine.get(index), theirs.get(index)].into_iter().flatten() {
+                if let Some(whole) = assembler.accept(&frame.header, &frame.body).unwrap() {
+                    got.insert(whole.id, whole.payload);
+                }
+            }
+        }
+        prop_assert_eq!(assembler.groups_count(), 0);
+        prop_assert_eq!(&got[&one.id], &one.payload);
+        prop_assert_eq!(&got[&other.id], &other.payload);
+    }
+
+    #[test]
+    fn headers_survive_both_forms(message in message(), codec in codec()) {
+        for frame in frames(&message, 100_000, codec) {
+            let mut binary = vec![];
+            frame.header.encode(&mut binary);
+            binary.extend_from_slice(b"body");
+            let (read, taken) = Header::decode(&binary).unwrap();
+            prop_assert_eq!(&read, &frame.header);
+            prop_assert_eq!(&binary[taken..], b"body");
+            let fields: HashMap<_, _> = frame.header.to_fields().into_iter().collect();
+            let read = Header::from_fields(|name| fields.get(name).map(String::as_str)).unwrap();
+            prop_assert_eq!(read, Some(frame.header));
+        }
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_cut_of_a_header_is_refused(message in message()) {
+        let frame = &frames(&message, 100_000, Codec::Raw)[0];
+        let mut binary = vec![];
+        frame.header.encode(&mut binary);
+        for bit in 0..binary.len() * 8 {
+            binary[bit / 8] ^= 1 << (bit % 8);
+            prop_assert!(Header::decode(&binary).is_err(), "bit {}", bit);
+            binary[bit / 8] ^= 1 << (bit % 8);
+        }
+        for length in 0..binary.len() {
+            prop_assert!(Header::decode(&binary[..length]).is_err(), "length {}", length);
+        }
+    }
+
+    #[test]
+    fn a_damaged_body_is_refused(
+        message in message(), codec in codec(), place in any::<u64>(), bit in 0_u8..8,
+    ) {
+        prop_assume!(!message.payload.is_empty());
+        let frame = &frames(&message, 400_000, codec)[0];
+        let mut body = frame.body.to_vec();
+        let place = usize::try_from(place % body.len() as u64).unwrap();
+        body[place] ^= 1 << bit;
+        let mut assembly = Assembly::new(&frame.header, LIMIT).unwrap();
+        match assembly.accept(&frame.header, &body) {
+            Err(error) => prop_assert_eq!(error.kind(), ErrorKind::Corrupt),
+            // A zstd frame has bits without meaning; what it decodes to is right all the same.
+            Ok(done) => {
+                prop_assert!(done && frame.header.codec != Codec::Raw);
+                prop_assert_eq!(assembly.finish().unwrap().payload, message.payload.clone());
+            }
+        }
+        prop_assert!(Assembly::new(&frame.header, LIMIT).unwrap()
+            .accept(&frame.header, &frame.body[..place]).is_err());
+    }
+
+    #[test]
+    fn random_bytes_never_panic(
+        bytes in prop::collection::vec(any::<u8>(), 0..2000),
+        codec in codec(),
+        itemsize in 0_u16..20,
+        length in 0_usize..3000,
+    ) {
+        let _ = Header::decode(&bytes);
+        let mut out = vec![0; length];
+        let _ = decode_into(codec, itemsize, &bytes, &mut out);
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        let _ = Header::from_fields(|_| Some(&text));
+    }
+
+    #[test]
+    fn random_fields_never_panic(frame in "[0-9a-z;(),]{0,200}", shape in "[0-9,()]{0,40}") {
+        let _ = Header::from_fields(|name| match name {
+            "Vecmq-Frame" => Some(frame.as_str()),
+            "Vecmq-Shape" => Some(shape.as_str()),
+            _ => Some("float32"),
+        });
+    }
+
+    #[test]
+    fn codecs_never_grow_a_chunk(
+        content in content(), length in 0_usize..600_000, codec in codec(), itemsize in 1_u16..9,
+    ) {
+        let chunk = fill(content, length);
+        if let Some(body) = encode(codec, itemsize, &chunk).unwrap() {
+            prop_assert!(body.len() < chunk.len());
+            let mut out = vec![0; length];
+            decode_into(codec, itemsize, &body, &mut out).unwrap();
+            prop_assert_eq!(out, chunk);
+        }
+    }
+
+    #[test]
+    fn user_headers_are_checked(key in "\\PC{0,12}", value in "\\PC{0,12}") {
+        let legal = !key.is_empty()
+            && key.bytes().all(|b| b.is_ascii_graphic() && b != b':')
+            && !key.to_ascii_lowercase().starts_with("nats-")
+            && !key.to_ascii_lowercase().starts_with("vecmq-")
+            && value.trim() == value;
+        let made = Headers::new(vec![(key, value)]);
+        prop_assert_eq!(made.is_ok(), legal);
+    }
+}
+
+/// A header whose fields are legal one by one and forged together.
+fn forged(change: impl FnOnce(&mut Header)) -> Header {
+    let id = MessageId { producer: ProducerId([1; 16]), epoch: 1, seq: 1 };
+    let message = Outgoing { id, rows: 1, layout: None, payload: Bytes::from(vec![7; 1000]) };
+    let mut header = frames(&message, 300, Codec::Raw).remove(0).header;
+    change(&mut header);
+    header
+}
+
+#[test]
+fn forged_lengths_are_refused_before_they_allocate() {
+    let kinds = [
+        forged(|h| h.total_bytes = 1 << 62),
+        forged(|h| h.total_bytes = u64::MAX),
+        forged(|h| h.count = u32::MAX),
+        forged(|h| h.offset = u64::MAX),
+        forged(|h| h.chunk_bytes = u32::MAX),
+        forged(|h| h.rows = u32::MAX),
+        forged(|h| h.index = 4),
+        forged(|h| h.layout = Some(Layout::new("float32", 4, vec![251]).unwrap())),
+    ]
+    .map(|header| Assembly::new(&header, LIMIT).unwrap_err().kind());
+    assert!(kinds.iter().all(|kind| matches!(kind, ErrorKind::Corrupt | ErrorKind::TooLarge)));
+    for shape in [vec![1 << 62, 4], vec![u64::MAX, u64::MAX], vec![1; 33]] {
+        assert_eq!(Layout::new("float32", 4, shape).unwrap_err().kind(), ErrorKind::Corrupt);
+    }
+    let limited = Assembly::new(&forged(|_| ()), 999).unwrap_err();
+    assert_eq!(limited.kind(), ErrorKind::TooLarge);
+}
+
+#[test]
+fn a_decompression_bomb_is_refused() {
+    let bomb = zstd::bulk::compress(&vec![0; 64 << 20], 1).unwrap();
+    assert!(bomb.len() < 20_000);
+    let mut out = vec![0; 1000];
+    for codec in [Codec::Zstd1, Codec::Planes] {
+        assert_eq!(decode_into(codec, 1, &bomb, &mut out).unwrap_err().kind(), ErrorKind::Corrupt);
+    }
+}
+
+#[test]
+fn unknown_versions_and_codecs_are_unsupported() {
+    let header = forged(|_| ());
+    let text = header.to_fields().remove(0).1;
+    for changed in [text.replacen('1', "2", 1), text.replacen("raw", "brotli", 1)] {
+        let read = Header::from_fields(|name| (name == "Vecmq-Frame").then_some(changed.as_str()));
+        assert_eq!(read.unwrap_err().kind(), ErrorKind::Unsupported);
+    }
+    assert_eq!(Header::from_fields(|_| None).unwrap(), None);
+}
+
+#[test]
+fn sixty_four_mebibytes_survive() {
+    let id = MessageId { producer: ProducerId::random(), epoch: 1, seq: 1 };
+    let layout = Layout::new("float32", 4, vec![16, 1 << 20]).unwrap();
+    let payload = fill((1, 3), 64 << 20);
+    let message = Outgoing { id, rows: 16, layout: Some(layout), payload };
+    for codec in [Codec::Raw, Codec::Planes] {
+        let frames = frames(&message, 1 << 20, codec);
+        let mut assembly = Assembly::new(&frames[0].header, LIMIT).unwrap();
+        for frame in frames.iter().rev() {
+            assembly.accept(&frame.header, &frame.body).unwrap();
+        }
+        assert_eq!(assembly.finish().unwrap().payload, message.payload);
+    }
+}
