@@ -116,7 +116,8 @@ proptest! {
     fn interleaved_groups_do_not_mix(one in message(), other in message(), codec in codec()) {
         prop_assume!(one.id != other.id);
         let chunk = |m: &Outgoing| u32::try_from(m.payload.len() / 5 + 16).unwrap();
-        let (mine, theirs) = (frames(&one, chunk(&one), codec), frames(&other, chunk(&other), codec));
+        let mine = frames(&one, chunk(&one), codec);
+        let theirs = frames(&other, chunk(&other), codec);
         let mut alone = Assembly::new(&mine[0].header, LIMIT).unwrap();
         prop_assert_eq!(
             alone.accept(&theirs[0].header, &theirs[0].body).unwrap_err().kind(),

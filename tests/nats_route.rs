@@ -122,8 +122,8 @@ async fn the_same_id_is_stored_once() {
     assert_eq!(topic.last_seq().await.unwrap(), u64::from(first.frames_count));
 }
 
-/// FAULTS row 1 in small: kill -9 of the server while publishes are in flight; retried with the same
-/// ids, everything acknowledged is there exactly once.
+/// FAULTS row 1 in small: kill -9 of the server while publishes are in flight; retried with the
+/// same ids, everything acknowledged is there exactly once.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_server_loses_and_doubles_nothing() {
     let kills = std::env::var("VECMQ_KILLS").map_or(3, |kills| kills.parse().unwrap());

@@ -13,8 +13,8 @@ static ALLOCATOR: dhat::Alloc = dhat::Alloc;
 
 const PAYLOAD_BYTES: usize = 64 << 20;
 
-/// Everything that publishing 64 MiB allocates, on every thread of the process, is far less than one
-/// copy of a single frame. One test in this file: the allocator counts for the whole process.
+/// Everything that publishing 64 MiB allocates, on every thread of the process, is far less than
+/// one copy of a single frame. One test in this file: the allocator counts for the whole process.
 #[test]
 fn publishing_raw_allocates_a_small_share_of_the_payload() {
     let runtime = tokio::runtime::Runtime::new().unwrap();

@@ -259,9 +259,7 @@ class Subscriber:
         self._loop.check()
         async with self._turn:
             if self._ahead:
-                return Batch(
-                    self._ahead.popleft() for _ in range(min(max_msgs, len(self._ahead)))
-                )
+                return Batch(self._ahead.popleft() for _ in range(min(max_msgs, len(self._ahead))))
             return await self._fetch(max_msgs, timeout_s)
 
     async def _fetch(self, max_msgs: int, timeout_s: float | None) -> Batch:

@@ -184,8 +184,9 @@ fn frame_headers(frame: &Frame, outgoing: &Outgoing, user: Option<&Headers>) -> 
 }
 
 impl Group {
-    /// Sends every frame once; each is brought to its acknowledgement by a task of its own, so that it
-    /// gives its share of the window back while later frames wait for theirs. An error: nothing was sent.
+    /// Sends every frame once; each is brought to its acknowledgement by a task of its own, so that
+    /// it gives its share of the window back while later frames wait for theirs. An error:
+    /// nothing was sent.
     async fn start(self: Arc<Self>) -> Result<impl Future<Output = Result<GroupAck>>> {
         let mut acks = Vec::with_capacity(self.plan.count as usize);
         for index in 0..self.plan.count {

@@ -63,6 +63,8 @@ def demo(
 
     if limit is not None and limit < 1:
         raise UsageError(f"--limit: expected steps > 0, got {limit}")
+    if resume and path is None:
+        raise UsageError("--resume: say what to continue with --path DIR")
     progress_console = Console(stderr=True)
     options = results.DemoOptions(path, resume, codec, limit, seed)
     started = time.perf_counter()

@@ -22,7 +22,7 @@ class DemoOptions:
 
     Attributes:
         path: Directory of the stores and the ledger; None: a temporary one, without a ledger.
-        is_resume: Continue what the directory holds.
+        is_resume: Continue what the directory holds; without a directory it means nothing.
         codec: Codec of the frames.
         limit: Items of the plan; None is all, or what the ledger says.
         seed: Seed of the plan; None is the usual one, or what the ledger says.

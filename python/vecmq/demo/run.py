@@ -50,8 +50,6 @@ def run(options: DemoOptions, corpus: Corpus, progress: Progress) -> DemoResult:
         Error: As `vecmq.open` and `publish`.
     """
     if options.path is None:
-        if options.is_resume:
-            raise ConfigError("resume: expected the path of an earlier run, got none")
         return _run(options, corpus, None, progress)
     with Ledger(options.path) as ledger:
         return _run(options, corpus, ledger, progress)

@@ -1,0 +1,129 @@
+//! Golden frames: what a released version wrote, every later one reads.
+//!
+//! `tests/vectors/frames-v1.json` was written by `write_vectors` and is never written again; a new
+//! wire version gets a file of its own. The pure-Python reader is held to the same file.
+
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a panic is how a test fails")]
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+use vecmq::frame::{Assembly, Codec, Header, Layout, MessageId, Outgoing, Plan, ProducerId};
+
+const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors/frames-v1.json");
+const LIMIT: u64 = 1 << 20;
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn unhex(value: &Value) -> Vec<u8> {
+    let text = value.as_str().unwrap();
+    (0..text.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap())
+        .collect()
+}
+
+/// Float32 values with one exponent: planes make them smaller, zstd hardly.
+fn floats(count: u32) -> Vec<u8> {
+    let noise = |i: u32| i.wrapping_mul(2_654_435_761) >> 9;
+    (0..count).flat_map(|i| (noise(i) | 0x3F80_0000).to_le_bytes()).collect()
+}
+
+fn cases() -> Vec<(&'static str, Outgoing, Codec, u32)> {
+    let id = |seq| MessageId { producer: ProducerId(*b"0123456789abcdef"), epoch: 3, seq };
+    let case = |name, seq, rows, layout: Option<(&str, u16, Vec<u64>)>, payload, codec, chunk| {
+        let layout = layout.map(|(name, size, shape)| Layout::new(name, size, shape).unwrap());
+        (name, Outgoing { id: id(seq), rows, layout, payload: Bytes::from(payload) }, codec, chunk)
+    };
+    let (raw, zstd1, planes) = (Codec::Raw, Codec::Zstd1, Codec::Planes);
+    let f4 = |shape| Some(("float32", 4, shape));
+    let zeros = |count| vec![0; count];
+    vec![
+        case("plain bytes", 1, 1, None, b"hello, frames".to_vec(), raw, 1000),
+        case("empty bytes", 2, 1, None, Vec::new(), raw, 1000),
+        case("empty array", 3, 1, f4(vec![0, 8]), Vec::new(), raw, 1000),
+        case("scalar", 4, 1, Some(("float64", 8, vec![])), 1.5_f64.to_le_bytes().into(), raw, 1000),
+        case("matrix", 5, 1, f4(vec![5, 8]), floats(40), raw, 1000),
+        case("group of 3", 6, 1, f4(vec![10, 8]), floats(80), raw, 128),
+        case("packed rows", 7, 4, f4(vec![4, 6]), floats(24), raw, 1000),
+        case("bfloat16", 11, 1, Some(("bfloat16", 2, vec![3, 2])), floats(3), raw, 1000),
+        case("zstd1", 12, 1, None, zeros(900), zstd1, 1000),
+        case("planes", 13, 1, f4(vec![200]), floats(200), planes, 1000),
+        case("planes group", 14, 1, f4(vec![2, 200]), floats(400), planes, 800),
+        case("planes, constant", 15, 1, Some(("float64", 8, vec![40])), zeros(320), planes, 1000),
+        case("largest numbers", u64::MAX, 1, None, b"x".to_vec(), raw, 1000),
+    ]
+}
+
+fn frames(message: &Outgoing, codec: Codec, chunk: u32) -> Vec<Value> {
+    let itemsize = message.layout.as_ref().map_or(1, Layout::itemsize);
+    let plan = Plan::new(message.payload.len() as u64, itemsize, chunk).unwrap();
+    let frame = |index| {
+        let frame = message.frame(&plan, index, codec).unwrap();
+        let mut header = Vec::new();
+        frame.header.encode(&mut header);
+        let fields: HashMap<_, _> = frame.header.to_fields().into_iter().collect();
+        json!({"header": hex(&header), "body": hex(&frame.body), "fields": fields})
+    };
+    (0..plan.count).map(frame).collect()
+}
+
+#[test]
+#[ignore = "writes the golden file; run once for a new wire version"]
+fn write_vectors() {
+    let cases: Vec<Value> = cases()
+        .into_iter()
+        .map(|(name, message, codec, chunk)| {
+            json!({
+                "name": name,
+                "id": message.id.to_string(),
+                "rows": message.rows,
+                "dtype": message.layout.as_ref().map(Layout::dtype),
+                "shape": message.layout.as_ref().map(Layout::shape),
+                "payload": hex(&message.payload),
+                "frames": frames(&message, codec, chunk),
+            })
+        })
+        .collect();
+    std::fs::write(FILE, serde_json::to_string_pretty(&cases).unwrap() + "\n").unwrap();
+}
+
+#[test]
+fn golden_frames_are_read() {
+    let golden: Vec<Value> = serde_json::from_slice(&std::fs::read(FILE).unwrap()).unwrap();
+    assert_eq!(golden.len(), cases().len());
+    for case in &golden {
+        let mut assembly: Option<Assembly> = None;
+        for frame in case["frames"].as_array().unwrap() {
+            let binary = unhex(&frame["header"]);
+            let (header, taken) = Header::decode(&binary).unwrap();
+            assert_eq!(taken, binary.len());
+            let text = Header::from_fields(|name| frame["fields"][name].as_str()).unwrap();
+            assert_eq!(text.as_ref(), Some(&header));
+            let group = match &mut assembly {
+                Some(group) => group,
+                None => assembly.insert(Assembly::new(&header, LIMIT).unwrap()),
+            };
+            group.accept(&header, &unhex(&frame["body"])).unwrap();
+        }
+        let incoming = assembly.unwrap().finish().unwrap();
+        assert_eq!(incoming.payload, unhex(&case["payload"]), "{}", case["name"]);
+        assert_eq!(incoming.id.to_string(), case["id"].as_str().unwrap());
+        assert_eq!(u64::from(incoming.rows), case["rows"].as_u64().unwrap());
+        assert_eq!(incoming.layout.as_ref().map(Layout::dtype), case["dtype"].as_str());
+    }
+}
+
+/// What has no freedom (headers, raw bodies) is written today as it was then.
+#[test]
+fn headers_and_raw_frames_are_written_as_ever() {
+    let golden: Vec<Value> = serde_json::from_slice(&std::fs::read(FILE).unwrap()).unwrap();
+    for ((name, message, codec, chunk), case) in cases().into_iter().zip(&golden) {
+        if codec == Codec::Raw {
+            assert_eq!(Value::Array(frames(&message, codec, chunk)), case["frames"], "{name}");
+        }
+    }
+}
