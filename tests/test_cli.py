@@ -11,14 +11,15 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import cli_tools
 import ml_dtypes
 import numpy as np
 import pytest
-from cli_tools import Command
 
+import cli_tools
 import vecmq
 import vecmq.sync
+from vecmq.server import EmbeddedServer
+from cli_tools import Command
 
 COMMANDS = (["pub"], ["sub"], ["serve"], ["demo"], ["bench"], ["bench", "table1"])
 
@@ -190,16 +191,33 @@ def test_a_dtype_that_npy_cannot_name_is_kept_as_bytes(command: Command, store: 
     assert Path(message["file"]).read_bytes() == payload.tobytes()
 
 
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[EmbeddedServer]:
+    with EmbeddedServer(tmp_path / "nats") as running:
+        yield running
+
+
 def test_nats_mode_goes_round_and_rows_have_files_of_their_own(
-    command: Command, nats_url: str, vectors: Path, tmp_path: Path
+    command: Command, server: EmbeddedServer, vectors: Path, tmp_path: Path
 ) -> None:
-    where = ["--nats", nats_url, "--json"]
+    where = ["--nats", server.url.replace("//", f"//{server.token}@"), "--json"]
     published = command("pub", "cli-rows", vectors, "--rows", 5, *where)
     assert [line["route"] for line in published.lines] == ["nats", "nats"]
     received = command("sub", "cli-rows", "--group", "g", "--out", tmp_path / "out", *where)
     files = [line["file"] for line in received.lines]
     assert len(set(files)) == 10
     np.testing.assert_array_equal(np.stack([np.load(file) for file in files]), np.load(vectors))
+
+
+def test_credentials_come_from_the_environment(
+    command: Command, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = ["--nats", server.url]
+    refused = command("pub", "t", "-", *where, stdin=b"x")
+    monkeypatch.setenv("NATS_TOKEN", server.token)
+    assert command("pub", "t", "-", *where, stdin=b"x").code == 0
+    assert refused.code == 3
+    assert server.token not in refused.err
 
 
 def test_a_group_goes_on_where_it_stopped(command: Command, store: Path, vectors: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
+from urllib.parse import unquote
 
 from cyclopts import App, Parameter
 from rich.console import Console
@@ -90,7 +92,8 @@ class Where:
 
     Attributes:
         path: Directory of the queue and the embedded server; one process at a time.
-        nats: URL of a NATS server of your own, for example nats://127.0.0.1:4222.
+        nats: URL of a NATS server, for example nats://127.0.0.1:4222. Credentials: in the URL, or
+            NATS_TOKEN, NATS_USER and NATS_PASSWORD, NATS_CREDS in the environment.
         mode: Default: hybrid with --path, nats with --nats alone.
     """
 
@@ -111,7 +114,29 @@ class Where:
         mode = self.mode or ("nats" if self.path is None else "hybrid")
         if self.path is None and (mode != "nats" or self.nats is None):
             raise UsageError("say where: --path DIR, or --nats URL")
-        return vecmq.sync.open(self.path, mode=mode, nats=self.nats)
+        nats = None if self.nats is None else _nats_options(self.nats)
+        return vecmq.sync.open(self.path, mode=mode, nats=nats)
+
+
+def _nats_options(url: str) -> vecmq.NatsOptions:
+    """Take credentials out of the URL, else out of the environment, by the names of the nats CLI."""
+    scheme, sign, rest = url.rpartition("://")
+    credentials, has_credentials, address = rest.rpartition("@")
+    user, has_password, password = credentials.partition(":")
+    if has_password:
+        token = None
+    elif has_credentials:
+        token, user = unquote(user), ""
+    else:
+        token, user = os.environ.get("NATS_TOKEN"), os.environ.get("NATS_USER", "")
+        password = os.environ.get("NATS_PASSWORD", "")
+    return vecmq.NatsOptions(
+        url=f"{scheme}{sign}{address}",
+        token=token or None,
+        user=unquote(user) or None,
+        password=unquote(password) or None,
+        creds_path=os.environ.get("NATS_CREDS") or None,
+    )
 
 
 ANYWHERE: Final = Where()

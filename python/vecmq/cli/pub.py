@@ -41,7 +41,7 @@ HEAD: Final = (
         "vecmq pub vectors embeddings.npy --path data",
         "vecmq pub vectors embeddings.npy --rows 1000 --path data    # a message a row",
         'echo \'{"op": "flush"}\' | vecmq pub vectors - --path data --header kind=control',
-        "vecmq pub vectors embeddings.npy --nats nats://127.0.0.1:4222 --json",
+        "NATS_TOKEN=$(cat token) vecmq pub vectors a.npy --nats nats://127.0.0.1:4222 --json",
     )
 )
 def pub(

@@ -42,9 +42,10 @@ def serve(
     """Run the embedded server and hold the queue open until SIGINT or SIGTERM (exit code 0).
 
     In the modes nats and hybrid, other processes use the server: its URL is printed, its token is
-    in the file that is printed. In the modes queue and hybrid the queue's directory is opened, its
-    retention is enforced, and it is held until the end. Other processes cannot attach to it yet:
-    while this runs, a second one that opens the directory gets an error that names this process.
+    in the file that is printed; a topic's stream takes the retention of the process that makes it.
+    In the modes queue and hybrid the queue's directory is opened, its retention is enforced, and
+    it is held until the end. Other processes cannot attach to it yet: while this runs, a second
+    one that opens the directory gets an error that names this process.
 
     Args:
         config: A milvus.yaml (Milvus 2.3 to 2.5), or its directory: the sections mq, natsmq,
@@ -58,39 +59,40 @@ def serve(
     plan = _plan_serve(config, path, mode, port)
     stop = threading.Event()
     failures: list[ServerError] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
 
     def on_exit(error: ServerError) -> None:
         failures.append(error)
         stop.set()
 
     with ExitStack() as stack:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before = signal.signal(number, lambda *_: stop.set())
+            stack.callback(signal.signal, number, before)
         nats = None
         if plan.server is not None:
             plan.server.on_exit = on_exit
             server = stack.enter_context(plan.server)
             nats = vecmq.NatsOptions(url=server.url, token=server.token)
-        mq = stack.enter_context(
-            vecmq.sync.open(plan.path, mode=plan.mode, nats=nats, retention=plan.retention)
-        )
-        if plan.mode == "nats":
-            # Streams take the limits when a publisher is made; new ones take them from their
-            # makers.
-            for topic in mq.topics():
-                mq.publisher(topic)
-        print_line(f"mode={plan.mode}")
         if plan.mode != "nats":
-            print_line(f"path={plan.path}")
-        if plan.server is not None:
-            print_line(f"url={plan.server.url}")
-            print_line(f"token_file={plan.server.store_dir / 'server.token'}")
-        logger.info("ready")
+            stack.enter_context(
+                vecmq.sync.open(plan.path, mode=plan.mode, nats=nats, retention=plan.retention)
+            )
+        _announce(plan)
         stop.wait()
         logger.info("stopping")
     if failures:
         raise failures[0]
     return 0
+
+
+def _announce(plan: _ServePlan) -> None:
+    print_line(f"mode={plan.mode}")
+    if plan.mode != "nats":
+        print_line(f"path={plan.path}")
+    if plan.server is not None:
+        print_line(f"url={plan.server.url}")
+        print_line(f"token_file={plan.server.store_dir / 'server.token'}")
+    logger.info("ready")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,8 @@ def _plan_serve(
     for key in loaded.ignored_keys:
         logger.warning("%s: %s is set and has no effect here", loaded.path, key)
     options = loaded.open_options()
+    if options["mode"] == "nats":
+        logger.info("retention: a topic's stream takes the limits of the process that makes it")
     arguments = loaded.server_options()
     if arguments is not None:
         if path is not None:
