@@ -8,11 +8,12 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
-from typing import Any
-
-import pytest
+from typing import TYPE_CHECKING, Any
 
 from vecmq.cli import main
+
+if TYPE_CHECKING:
+    import pytest
 
 COMMAND = [sys.executable, "-W", "ignore:vecmq was built without optimisation", "-m", "vecmq"]
 

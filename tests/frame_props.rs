@@ -42,7 +42,7 @@ fn fill((kind, seed): (u8, u64), length: usize) -> Bytes {
                 out.extend_from_slice(&(mantissa | 0x3F80_0000).to_le_bytes());
             }
             2 => out.push(7),
-            _ => out.push(if word % 50 == 0 { 1 } else { 0 }),
+            _ => out.push(u8::from(word % 50 == 0)),
         }
     }
     out.truncate(length);

@@ -15,7 +15,8 @@ const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors/frames-v1
 const LIMIT: u64 = 1 << 20;
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    let digit = |value: u8| char::from_digit(u32::from(value), 16).unwrap();
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
 
 fn unhex(value: &Value) -> Vec<u8> {

@@ -2,6 +2,8 @@
 
 #![cfg(feature = "nats")]
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a panic is how a test fails")]
+#![expect(clippy::cast_possible_truncation, reason = "seqs of a test are small")]
+#![expect(clippy::print_stdout, reason = "the counts are the result")]
 
 mod common;
 
@@ -162,7 +164,7 @@ async fn a_killed_server_loses_and_doubles_nothing() {
     assert_eq!(stored, frames);
 }
 
-/// Frames of a message on a server with a max_payload of 1 MiB.
+/// Frames of a message on a server with a `max_payload` of 1 MiB.
 fn frames(length: usize) -> u64 {
     if length > MIB { 3 } else { 1 }
 }

@@ -160,15 +160,19 @@ proptest! {
                 Step::Read(from, records, bytes) => {
                     let read = topic.read(from, records, bytes).unwrap();
                     let read: Vec<_> = read.iter().map(plain).collect();
-                    prop_assert!(read == model.read(from, records, bytes), "read {from} {records} {bytes}");
+                    let expected = model.read(from, records, bytes);
+                    prop_assert!(read == expected, "read {from} {records} {bytes}");
                 }
-                Step::Retain { bytes_max, unacked } => retain(&topic, &mut model, bytes_max, unacked),
+                Step::Retain { bytes_max, unacked } => {
+                    retain(&topic, &mut model, bytes_max, unacked);
+                }
                 Step::Reopen => {
                     drop(topic);
                     let (producer, epoch) = (queue.producer(), queue.instance_epoch());
                     queue.close().unwrap();
                     queue = Queue::open(directory.path(), QueueOptions::default()).unwrap();
-                    prop_assert_eq!((queue.producer(), queue.instance_epoch()), (producer, epoch + 1));
+                    prop_assert_eq!(queue.producer(), producer);
+                    prop_assert_eq!(queue.instance_epoch(), epoch + 1);
                     topic = queue.existing_topic("t").unwrap();
                 }
             }
@@ -233,8 +237,8 @@ fn readers_are_woken_by_appends_and_by_completed_records() {
     let directory = tempfile::tempdir().unwrap();
     let queue = Queue::open(directory.path(), QueueOptions::default()).unwrap();
     let topic = queue.topic("t").unwrap();
-    let wakes = Arc::new(Counting(AtomicUsize::new(0)));
-    let waker = Waker::from(Arc::clone(&wakes));
+    let counting = Arc::new(Counting(AtomicUsize::new(0)));
+    let waker = Waker::from(Arc::clone(&counting));
     topic.register(&waker);
     topic.register(&waker);
     topic
@@ -243,10 +247,10 @@ fn readers_are_woken_by_appends_and_by_completed_records() {
             Ok(())
         })
         .unwrap();
-    assert_eq!(wakes.0.load(Ordering::SeqCst), 1);
+    assert_eq!(counting.0.load(Ordering::SeqCst), 1);
     topic.register(&waker);
     topic.close_open(1, 1, 1, &[b"y"]).unwrap();
-    assert_eq!(wakes.0.load(Ordering::SeqCst), 2);
+    assert_eq!(counting.0.load(Ordering::SeqCst), 2);
     assert!(!topic.wait(2, Duration::from_millis(20)).unwrap());
     let late = Arc::clone(&topic);
     let appender = std::thread::spawn(move || {

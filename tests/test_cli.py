@@ -18,8 +18,8 @@ import pytest
 import cli_tools
 import vecmq
 import vecmq.sync
-from vecmq.server import EmbeddedServer
 from cli_tools import Command
+from vecmq.server import EmbeddedServer
 
 COMMANDS = (["pub"], ["sub"], ["serve"], ["demo"], ["bench"], ["bench", "table1"])
 

@@ -2,6 +2,7 @@
 
 #![cfg(feature = "nats")]
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+#![expect(clippy::print_stdout, reason = "the counts are the result")]
 
 mod common;
 

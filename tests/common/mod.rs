@@ -68,10 +68,11 @@ fn launch(directory: &Path, max_payload: usize, port: Option<u16>) -> (Child, u1
     let config = directory.join("server.conf");
     let listen = port.map_or_else(|| "-1".to_owned(), |port| port.to_string());
     let text = format!(
-        "listen: \"127.0.0.1:{listen}\"\nports_file_dir: {ports:?}\nmax_payload: {max_payload}\n\
+        "listen: \"127.0.0.1:{listen}\"\nports_file_dir: \"{}\"\nmax_payload: {max_payload}\n\
          authorization {{ token: \"test-token\" }}\n\
-         jetstream {{ store_dir: {:?}, sync_interval: \"1s\" }}\n",
-        directory.join("store"),
+         jetstream {{ store_dir: \"{}\", sync_interval: \"1s\" }}\n",
+        ports.display(),
+        directory.join("store").display(),
     );
     std::fs::write(&config, text).expect("the server's configuration");
     let mut child = Command::new(binary())

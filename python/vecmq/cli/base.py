@@ -119,24 +119,22 @@ class Where:
 
 
 def _nats_options(url: str) -> vecmq.NatsOptions:
-    """Take credentials out of the URL, else out of the environment, by the names of the nats CLI."""
+    """Take credentials out of the URL, else out of the environment (names of the nats CLI)."""
     scheme, sign, rest = url.rpartition("://")
     credentials, has_credentials, address = rest.rpartition("@")
-    user, has_password, password = credentials.partition(":")
+    if not has_credentials:
+        return vecmq.NatsOptions(
+            url=url,
+            token=os.environ.get("NATS_TOKEN"),
+            user=os.environ.get("NATS_USER"),
+            password=os.environ.get("NATS_PASSWORD"),
+            creds_path=os.environ.get("NATS_CREDS"),
+        )
+    name, has_password, password = (unquote(text) for text in credentials.partition(":"))
+    address = f"{scheme}{sign}{address}"
     if has_password:
-        token = None
-    elif has_credentials:
-        token, user = unquote(user), ""
-    else:
-        token, user = os.environ.get("NATS_TOKEN"), os.environ.get("NATS_USER", "")
-        password = os.environ.get("NATS_PASSWORD", "")
-    return vecmq.NatsOptions(
-        url=f"{scheme}{sign}{address}",
-        token=token or None,
-        user=unquote(user) or None,
-        password=unquote(password) or None,
-        creds_path=os.environ.get("NATS_CREDS") or None,
-    )
+        return vecmq.NatsOptions(url=address, user=name, password=password)
+    return vecmq.NatsOptions(url=address, token=name)
 
 
 ANYWHERE: Final = Where()

@@ -15,6 +15,7 @@ import re
 import sysconfig
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,10 +169,10 @@ def _embed(sentences: list[str]) -> NDArray[np.float32]:
 def _read(file: Path) -> tuple[list[str], NDArray[np.float32]] | None:
     """Read the cache; None where there is none or it cannot be used."""
     try:
-        with np.load(file, allow_pickle=False) as kept:
+        with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as kept:
             vectors = kept["vectors"]
             sentences = json.loads(kept["sentences"].tobytes())
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
     if vectors.dtype != np.float32 or vectors.shape != (len(sentences), DIMENSIONS):
         return None
