@@ -7,6 +7,7 @@ once, in the order in which a decoder meets it. Byte tables: `src/frame/header.r
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Buffer
 
-__all__ = ["Header", "ReadMessage", "Reader", "crc32c", "decode_body", "read_header"]
+__all__ = ["Header", "ReadMessage", "Reader", "crc32c", "decode_body", "read_fields", "read_header"]
 
 WIRE_VERSION = 1
 CODECS = ("raw", "zstd1", "planes")
@@ -64,6 +65,13 @@ class Header:
         return self.index + 1 == self.count
 
     @property
+    def tile_bytes(self) -> int | None:
+        """Raw bytes of every chunk of the group but the last; None: there is only one."""
+        if not self.is_manifest:
+            return self.chunk_bytes
+        return self.offset // self.index if self.index else None
+
+    @property
     def id(self) -> str:
         """The message id: producer, epoch and seq."""
         return f"{self.producer.hex()}-{self.epoch}-{self.seq}"
@@ -90,26 +98,21 @@ class Header:
         Raises:
             CorruptError: A field is outside its limits or contradicts another.
         """
-        end = self.offset + self.chunk_bytes
-        size = self.total_bytes
+        size = largest = self.total_bytes
         if self.dtype is not None and self.shape is not None:
-            size = self.itemsize
-            for dim in self.shape:
-                size *= dim
+            size = self.itemsize * math.prod(self.shape)
+            largest = self.itemsize * math.prod(max(dim, 1) for dim in self.shape)
         rules = {
             "count": 1 <= self.count <= FRAMES_MAX,
             "index": self.index < self.count,
             "rows": 1 <= self.rows <= ROWS_MAX,
             "chunk bytes": self.chunk_bytes <= CHUNK_BYTES_MAX,
-            "chunk outside the payload": end <= self.total_bytes,
-            "last chunk": self.is_manifest == (end == self.total_bytes),
-            "first chunk": (self.index == 0) == (self.offset == 0) or self.total_bytes == 0,
-            "empty chunk": self.count == 1 or self.chunk_bytes > 0,
-            "chunk border": self.is_manifest or self.index * self.chunk_bytes == self.offset,
             "payload bytes": self.total_bytes < 1 << 63,
+            "offset or chunk bytes": self._tiles(),
             "itemsize": (self.itemsize == 0) == (self.dtype is None) and self.itemsize <= 256,
             "dtype": self.dtype is None or _DTYPE.fullmatch(self.dtype) is not None,
-            "shape": size == self.total_bytes and len(self.shape or ()) <= DIMS_MAX,
+            "dimensions": len(self.shape or ()) <= DIMS_MAX,
+            "shape": size == self.total_bytes and largest < 1 << 63,
             "packed rows": self.rows == 1 or (self.shape or (0,))[0] == self.rows,
         }
         for name, holds in rules.items():
@@ -117,6 +120,20 @@ class Header:
                 raise CorruptError(
                     f"frame header: bad {name} in frame {self.index} of {self.count}"
                 )
+
+    def _tiles(self) -> bool:
+        """Chunks of one size tile the payload; the last may be shorter, none cuts an element."""
+        tile = self.tile_bytes
+        if tile is None:
+            return self.offset == 0 and self.chunk_bytes == self.total_bytes
+        last = self.total_bytes - (self.count - 1) * tile
+        return (
+            0 < tile <= CHUNK_BYTES_MAX
+            and tile % (self.itemsize or 1) == 0
+            and self.offset == self.index * tile
+            and 0 < last <= tile
+            and (not self.is_manifest or self.chunk_bytes == last)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +271,8 @@ class _Group:
         """Refuse a frame that contradicts the ones before it."""
         own = ("index", "offset", "chunk_bytes", "checksum", "codec")
         common = {name: getattr(self.first, name) for name in own}
-        if replace(header, **common) != self.first:
+        same_tiles = header.tile_bytes == self.first.tile_bytes
+        if not same_tiles or replace(header, **common) != self.first:
             raise CorruptError(f"frame {header.index} of {header.id} contradicts its group")
         known = self.chunks.get(header.index)
         if known is not None and (known[0].checksum, known[0].chunk_bytes) != (
@@ -264,14 +282,8 @@ class _Group:
             raise CorruptError(f"frame {header.index} of {header.id} came twice, with two contents")
 
     def join(self) -> bytes:
-        """The payload; chunks have to tile it."""
-        place, parts = 0, []
-        for _, (header, chunk) in sorted(self.chunks.items()):
-            if header.offset != place:
-                raise CorruptError(f"frame {header.index} of {header.id} is out of place")
-            place += len(chunk)
-            parts.append(chunk)
-        return b"".join(parts)
+        """The payload; of one tile size, the chunks lie end to end."""
+        return b"".join(self.chunks[index][1] for index in range(self.first.count))
 
 
 class Reader:
@@ -321,9 +333,10 @@ class Reader:
                 f"a message of {header.total_bytes} bytes exceeds the limit of "
                 f"{self.limit_bytes} bytes"
             )
-        group = self._groups.setdefault(header.id, _Group(header))
+        group = self._groups.get(header.id) or _Group(header)
         group.check(header)
         group.chunks[header.index] = (header, decode_body(header, body))
+        self._groups[header.id] = group
         if len(group.chunks) < header.count:
             return None
         del self._groups[header.id]
@@ -361,7 +374,9 @@ def _unzstd(view: memoryview, raw_bytes: int) -> bytes:
         declared = zstandard.frame_content_size(view)
         if declared != raw_bytes:
             raise CorruptError(f"a zstd frame of {declared} bytes, expected {raw_bytes}")
-        return zstandard.ZstdDecompressor().decompress(view, max_output_size=raw_bytes)
+        return zstandard.ZstdDecompressor().decompress(
+            view, max_output_size=raw_bytes, allow_extra_data=False
+        )
     except zstandard.ZstdError as error:
         raise CorruptError(f"a zstd frame is damaged: {error}") from error
 

@@ -15,9 +15,12 @@ pub struct Assembly {
     /// Checksum and raw length of each frame that came.
     slots: Vec<Option<(u32, u32)>>,
     missing: u32,
-    /// Raw bytes of every chunk but the last, known from the first of them that came.
-    chunk_bytes: Option<u32>,
 }
+
+/// What a group costs beside its payload: its place in the map, its header, its allocations.
+const GROUP_BYTES: u64 = 512;
+/// And for each of its frames.
+const SLOT_BYTES: u64 = size_of::<Option<(u32, u32)>>() as u64;
 
 impl Assembly {
     /// Begins the group of `first`, which is not taken yet: [`Assembly::accept`] it.
@@ -41,7 +44,6 @@ impl Assembly {
             buffer: AlignedBuffer::zeroed(first.total_bytes)?,
             slots: vec![None; first.count as usize],
             missing: first.count,
-            chunk_bytes: None,
         })
     }
 
@@ -81,30 +83,20 @@ impl Assembly {
         Ok(self.missing == 0)
     }
 
-    fn check_group(&mut self, header: &Header) -> Result<()> {
+    /// Every header tiles the payload by itself; of one tile size, the tiles cannot overlap.
+    fn check_group(&self, header: &Header) -> Result<()> {
         let first = &self.first;
         let same = header.id == first.id
             && header.rows == first.rows
             && header.count == first.count
             && header.total_bytes == first.total_bytes
+            && header.tile_bytes() == first.tile_bytes()
             && header.layout == first.layout;
-        if !same {
-            return Err(foreign(header, "group"));
-        }
-        // Chunks tile the payload: all but the last have one size, and the last begins where they
-        // end.
-        let chunk_bytes = if header.is_manifest() {
-            (header.index > 0).then(|| header.offset / u64::from(header.index))
-        } else {
-            Some(u64::from(header.chunk_bytes))
-        };
-        let Some(chunk_bytes) = chunk_bytes else { return Ok(()) };
-        let chunk_bytes = u32::try_from(chunk_bytes).map_err(|_| foreign(header, "chunk size"))?;
-        let exact = u64::from(header.index) * u64::from(chunk_bytes) == header.offset;
-        if !exact || *self.chunk_bytes.get_or_insert(chunk_bytes) != chunk_bytes {
-            return Err(foreign(header, "chunk size"));
-        }
-        Ok(())
+        if same { Ok(()) } else { Err(foreign(header, "header")) }
+    }
+
+    fn cost_bytes(header: &Header) -> u64 {
+        header.total_bytes + u64::from(header.count) * SLOT_BYTES + GROUP_BYTES
     }
 
     /// The message.
@@ -150,6 +142,9 @@ pub fn decode_single(header: &Header, body: &[u8], decode_limit_bytes: u64) -> R
 }
 
 /// Puts many interleaved groups together, within a budget of bytes.
+///
+/// It keeps nothing of a finished group: a frame that is repeated after that begins the group anew,
+/// for [`Assembler::discard`] to end. Dropping repeated messages is the subscriber's part.
 #[derive(Debug)]
 pub struct Assembler {
     limit_bytes: u64,
@@ -158,7 +153,8 @@ pub struct Assembler {
 }
 
 impl Assembler {
-    /// `limit_bytes`: payload bytes of all unfinished groups together.
+    /// `limit_bytes`: the largest message, and all unfinished groups together with what they cost
+    /// beside their payloads. A lone group may use all of it for its payload.
     pub fn new(limit_bytes: u64) -> Self {
         Self { limit_bytes, held_bytes: 0, groups: HashMap::new() }
     }
@@ -166,37 +162,59 @@ impl Assembler {
     /// Takes one frame; gives the message when it was the last one missing.
     ///
     /// # Errors
-    /// [`ErrorKind::TooLarge`] when a new group exceeds the budget, which leaves the others as they
-    /// are; [`ErrorKind::Corrupt`] as [`Assembly::accept`].
+    /// [`ErrorKind::TooLarge`] when a new group exceeds the budget, [`ErrorKind::Corrupt`] as
+    /// [`Assembly::accept`]. All groups stay as they were then; a refused frame begins none.
     pub fn accept(&mut self, header: &Header, body: &[u8]) -> Result<Option<Incoming>> {
-        if header.count == 1 {
-            return decode_single(header, body, self.limit_bytes).map(Some);
-        }
-        let group = match self.groups.entry(header.id) {
-            std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
-            std::collections::hash_map::Entry::Vacant(entry) => {
-                let assembly = Assembly::new(header, self.limit_bytes - self.held_bytes)?;
-                self.held_bytes += header.total_bytes;
-                entry.insert(assembly)
-            }
+        let Some(group) = self.groups.get_mut(&header.id) else {
+            return self.begin(header, body);
         };
         if !group.accept(header, body)? {
             return Ok(None);
         }
         let finished = self.groups.remove(&header.id);
-        self.held_bytes -= header.total_bytes;
+        self.held_bytes -= Assembly::cost_bytes(header);
         finished.map(Assembly::finish).transpose()
+    }
+
+    fn begin(&mut self, header: &Header, body: &[u8]) -> Result<Option<Incoming>> {
+        if header.count == 1 {
+            return decode_single(header, body, self.limit_bytes).map(Some);
+        }
+        header.validate()?;
+        let held_bytes = self.held_bytes + Assembly::cost_bytes(header);
+        if !self.groups.is_empty() && held_bytes > self.limit_bytes {
+            return Err(Error::new(
+                ErrorKind::TooLarge,
+                format!(
+                    "message {}: with it, {} unfinished messages would hold {held_bytes} bytes, \
+                     the limit is {} bytes",
+                    header.id,
+                    self.groups.len() + 1,
+                    self.limit_bytes
+                ),
+            ));
+        }
+        let mut group = Assembly::new(header, self.limit_bytes)?;
+        group.accept(header, body)?;
+        self.held_bytes = held_bytes;
+        self.groups.insert(header.id, group);
+        Ok(None)
     }
 
     /// Gives up an unfinished group; false when there is none.
     pub fn discard(&mut self, id: &MessageId) -> bool {
         let Some(group) = self.groups.remove(id) else { return false };
-        self.held_bytes -= group.first.total_bytes;
+        self.held_bytes -= Assembly::cost_bytes(&group.first);
         true
     }
 
     /// Unfinished groups.
     pub fn groups_count(&self) -> usize {
         self.groups.len()
+    }
+
+    /// Bytes that the unfinished groups are counted with.
+    pub fn held_bytes(&self) -> u64 {
+        self.held_bytes
     }
 }

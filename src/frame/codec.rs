@@ -5,7 +5,9 @@ use std::str::FromStr;
 
 use crc_fast::CrcAlgorithm;
 use zstd::bulk::{Compressor, Decompressor};
-use zstd::zstd_safe::{CParameter, ParamSwitch};
+use zstd::zstd_safe::{
+    CParameter, ParamSwitch, find_frame_compressed_size, get_frame_content_size,
+};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::frame::planes;
@@ -152,10 +154,17 @@ fn compressor(strategy: Strategy) -> std::io::Result<Compressor<'static>> {
     }
 }
 
-/// Decompresses one zstd frame into exactly `out`; a frame that declares more is refused, not
-/// allocated.
+/// Decompresses one zstd frame into exactly `out`; a frame that declares another size is refused
+/// unread. zstd itself would also take several frames, or skippable ones, in a row.
 pub(super) fn decompress(body: &[u8], out: &mut [u8]) -> Result<()> {
     let expected = out.len();
+    let declared = get_frame_content_size(body).ok().flatten();
+    if declared != Some(expected as u64) || find_frame_compressed_size(body) != Ok(body.len()) {
+        return Err(Error::new(
+            ErrorKind::Corrupt,
+            format!("frame body is not one zstd frame of {expected} bytes"),
+        ));
+    }
     let found = DECODE.with(|cell| -> std::io::Result<usize> {
         let mut slot = cell.borrow_mut();
         let context = match &mut *slot {

@@ -65,15 +65,17 @@ impl Layout {
     /// Bytes of the whole array.
     ///
     /// # Errors
-    /// [`ErrorKind::Corrupt`] when the product of the dimensions exceeds 2^63 bytes.
+    /// [`ErrorKind::Corrupt`] when the dimensions other than 0 make 2^63 bytes or more: numpy takes
+    /// no such shape either, whatever the zeros.
     pub fn bytes(&self) -> Result<u64> {
-        let overflow = || bad(format!("shape {:?}: more than 2^63 bytes", self.shape));
+        let overflow = || bad(format!("shape {:?}: 2^63 bytes or more", self.shape));
         let product = self
             .shape
             .iter()
-            .try_fold(u64::from(self.itemsize), |product, &dim| product.checked_mul(dim))
-            .filter(|&product| i64::try_from(product).is_ok());
-        product.ok_or_else(overflow)
+            .try_fold(u64::from(self.itemsize), |product, &dim| product.checked_mul(dim.max(1)))
+            .filter(|&product| i64::try_from(product).is_ok())
+            .ok_or_else(overflow)?;
+        Ok(if self.shape.contains(&0) { 0 } else { product })
     }
 }
 

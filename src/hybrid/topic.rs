@@ -75,6 +75,14 @@ impl HubTopic {
         &self.name
     }
 
+    /// An error, when the hub of this topic was closed.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Closed`].
+    pub fn check_open(&self) -> Result<()> {
+        self.shared.check_open()
+    }
+
     pub(super) fn floor_seq(&self) -> u64 {
         self.floor_seq.load(Ordering::Acquire)
     }

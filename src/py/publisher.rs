@@ -96,7 +96,9 @@ impl Publisher {
             let batch: Vec<(usize, crate::Result<hybrid::Receipt>, Bytes)> =
                 std::mem::take(&mut *finished.lock().unwrap_or_else(PoisonError::into_inner));
             if batch.is_empty() {
-                // The core keeps the caller's deadline and always answers.
+                // The core keeps the caller's deadline; a handle that was closed meanwhile answers
+                // for what it still had in flight.
+                self.topic.get().and_then(|topic| topic.check_open()).or_raise(py)?;
                 wait::park(py, None)?;
             }
             for (index, result, _payload) in batch {
