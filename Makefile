@@ -11,7 +11,7 @@ RUN_ALONE := $(VENV_PYTHON) _build/environment.py run --alone --
 RUN_CORE := $(VENV_PYTHON) _build/environment.py run --core --
 CARGO_TEST := cargo test --locked
 PROPTEST_SLOW ?= 4096
-PROPTEST_FUZZ ?= 100000
+PROPTEST_FUZZ ?= 20000
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -78,8 +78,9 @@ bench: build-prod  ## The four workloads on queue, nats and hybrid
 bench-smoke: build-prod
 	.venv/bin/vecmq bench table1 --scale 0.1
 
-fuzz: venv-check  ## 100,000 generated cases for each property of frame and router
-	PROPTEST_CASES=$(PROPTEST_FUZZ) $(RUN_CORE) $(CARGO_TEST) --release --no-default-features
+fuzz: venv-check  ## 20,000 generated cases for each property of the frame
+	PROPTEST_CASES=$(PROPTEST_FUZZ) $(RUN_CORE) $(CARGO_TEST) --release \
+		--no-default-features --test frame_props
 
 check: lint test  ## What CI runs, without its short benchmark
 

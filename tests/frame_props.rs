@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a panic is how a test fails")]
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -167,6 +167,42 @@ proptest! {
         }
     }
 
+    /// Checksums keep out accidents, not forgers: these headers carry right ones.
+    #[test]
+    fn forged_headers_never_panic_and_both_forms_agree(
+        (rows, index, count) in (edge32(), edge32(), edge32()),
+        (total_bytes, offset, chunk_bytes) in (edge64(), edge64(), edge32()),
+        layout in prop::option::of((1_u16..9, prop::collection::vec(edge64(), 0..4))),
+    ) {
+        let layout = layout.and_then(|(size, shape)| Layout::new("int8", size, shape).ok());
+        let header = forged(|h| *h = Header {
+            rows, index, count, total_bytes, offset, chunk_bytes, layout, ..h.clone()
+        });
+        let mut binary = vec![];
+        header.encode(&mut binary);
+        let read = Header::decode(&binary).map(|(header, _)| header).map_err(|e| e.kind());
+        let fields: HashMap<_, _> = header.to_fields().into_iter().collect();
+        let text = Header::from_fields(|name| fields.get(name).map(String::as_str));
+        prop_assert_eq!(&read, &text.map(Option::unwrap).map_err(|e| e.kind()));
+        prop_assert_eq!(read.is_ok(), header.validate().is_ok());
+        if read.is_ok() {
+            prop_assert!(index < count && u64::from(count) <= total_bytes.max(1));
+            prop_assert!(offset + u64::from(chunk_bytes) <= total_bytes);
+        }
+    }
+
+    #[test]
+    fn groups_are_whole_or_refused_whatever_comes(
+        steps in prop::collection::vec((0_usize..3, any::<u8>(), 0_u8..8), 0..120),
+        content in content(),
+    ) {
+        let mut model = Model::new(content);
+        for (group, index, action) in steps {
+            model.step(group, usize::from(index), action);
+        }
+        model.end();
+    }
+
     #[test]
     fn a_damaged_body_is_refused(
         message in message(), codec in codec(), place in any::<u64>(), bit in 0_u8..8,
@@ -214,7 +250,7 @@ proptest! {
 
     #[test]
     fn codecs_never_grow_a_chunk(
-        content in content(), length in 0_usize..600_000, codec in codec(), itemsize in 1_u16..9,
+        content in content(), length in 0_usize..600_000, codec in codec(), itemsize in 1_u16..18,
     ) {
         let chunk = fill(content, length);
         if let Some(body) = encode(codec, itemsize, &chunk).unwrap() {
@@ -235,6 +271,94 @@ proptest! {
         let made = Headers::new(vec![(key, value)]);
         prop_assert_eq!(made.is_ok(), legal);
     }
+}
+
+/// Numbers where limits lie.
+fn edge32() -> impl Strategy<Value = u32> {
+    prop_oneof![0_u32..5, 65_530_u32..65_540, Just(u32::MAX), any::<u32>()]
+}
+
+fn edge64() -> impl Strategy<Value = u64> {
+    let near = |border: u64| (border - 2)..=border.saturating_add(2);
+    prop_oneof![0_u64..5, near(1 << 32), near(1 << 62), near(1 << 63), near(u64::MAX - 2)]
+}
+
+/// An assembler beside what it should hold: the indexes that came, of each group.
+struct Model {
+    assembler: Assembler,
+    messages: Vec<(Outgoing, Vec<Frame>)>,
+    came: Vec<BTreeSet<usize>>,
+}
+
+impl Model {
+    fn new(content: (u8, u64)) -> Self {
+        let message = |seq: u64| {
+            let id = MessageId { producer: ProducerId([9; 16]), epoch: 1, seq };
+            let payload = fill(content, 1000 + usize::try_from(seq).unwrap());
+            let message = Outgoing { id, rows: 1, layout: None, payload };
+            let frames = frames(&message, 300, Codec::Raw);
+            (message, frames)
+        };
+        Self {
+            assembler: Assembler::new(LIMIT),
+            messages: (1..=3).map(message).collect(),
+            came: vec![BTreeSet::new(); 3],
+        }
+    }
+
+    fn step(&mut self, group: usize, index: usize, action: u8) {
+        let (message, frames) = &self.messages[group];
+        let came = &mut self.came[group];
+        let index = index % frames.len();
+        let (mut header, mut body) = (frames[index].header.clone(), frames[index].body.to_vec());
+        match action {
+            // A damaged body; of a frame that came already nothing is read.
+            0 => body[0] ^= 1,
+            1 => drop(body.pop()),
+            // Another payload under the same id, alike in form.
+            2 => header.checksum ^= 1,
+            // Another cut of the same payload.
+            3 => (header, body) = (forged_cut(message), message.payload[..200].to_vec()),
+            4 => {
+                assert_eq!(self.assembler.discard(&message.id), !came.is_empty());
+                came.clear();
+                return;
+            }
+            _ => {}
+        }
+        let swallowed = came.contains(&index);
+        let refused = if action < 2 { !swallowed } else { action < 4 };
+        // The cut itself is legal: it begins a group when none is there, which is not modelled.
+        if action == 3 && came.is_empty() {
+            return;
+        }
+        match self.assembler.accept(&header, &body) {
+            Err(error) => assert!(refused && error.kind() == ErrorKind::Corrupt),
+            Ok(whole) => {
+                assert!(!refused);
+                came.insert(index);
+                assert_eq!(whole.is_some(), came.len() == frames.len());
+                if let Some(whole) = whole {
+                    assert_eq!(whole.payload, message.payload);
+                    came.clear();
+                }
+            }
+        }
+    }
+
+    fn end(mut self) {
+        let open = self.came.iter().filter(|came| !came.is_empty()).count();
+        assert_eq!(self.assembler.groups_count(), open);
+        assert_eq!(self.assembler.held_bytes() > 0, open > 0);
+        for (message, _) in &self.messages {
+            self.assembler.discard(&message.id);
+        }
+        assert_eq!(self.assembler.held_bytes(), 0);
+    }
+}
+
+fn forged_cut(message: &Outgoing) -> Header {
+    frames(message, 200, Codec::Raw).remove(0).header
 }
 
 /// A header whose fields are legal one by one and forged together.
@@ -265,6 +389,82 @@ fn forged_lengths_are_refused_before_they_allocate() {
     }
     let limited = Assembly::new(&forged(|_| ()), 999).unwrap_err();
     assert_eq!(limited.kind(), ErrorKind::TooLarge);
+}
+
+#[test]
+fn chunks_tile_the_payload_or_are_refused() {
+    let refused = |change: fn(&mut Header)| {
+        assert_eq!(forged(change).validate().unwrap_err().kind(), ErrorKind::Corrupt);
+    };
+    // 1,000 bytes in chunks of 300.
+    refused(|h| h.index = u32::MAX);
+    refused(|h| (h.index, h.count) = (u32::MAX, 0));
+    refused(|h| h.count = 65_536);
+    refused(|h| h.count = 3);
+    refused(|h| h.chunk_bytes = 0);
+    refused(|h| (h.index, h.offset) = (1, 299));
+    refused(|h| (h.index, h.offset, h.chunk_bytes) = (3, 30, 970));
+    refused(|h| (h.index, h.offset, h.chunk_bytes) = (3, 899, 101));
+    refused(|h| h.layout = Some(Layout::new("complex128", 16, vec![]).unwrap()));
+    let itemsize = |size: u16| {
+        move |h: &mut Header| {
+            h.layout = Some(Layout::new("x", size, vec![1000 / u64::from(size)]).unwrap());
+        }
+    };
+    assert!(forged(itemsize(4)).validate().is_ok());
+    assert_eq!(forged(itemsize(8)).validate().unwrap_err().kind(), ErrorKind::Corrupt);
+}
+
+#[test]
+fn a_shape_with_zeros_is_checked_for_overflow_in_any_order() {
+    for shape in [vec![0, 1 << 62, 4], vec![1 << 62, 4, 0], vec![1 << 62, 0, 4]] {
+        assert_eq!(Layout::new("int8", 1, shape).unwrap_err().kind(), ErrorKind::Corrupt);
+    }
+    assert_eq!(Layout::new("int8", 1, vec![0, 1 << 62]).unwrap().bytes().unwrap(), 0);
+}
+
+#[test]
+fn an_assembler_stays_within_its_budget() {
+    let id = |seq| MessageId { producer: ProducerId([1; 16]), epoch: 1, seq };
+    let group = |seq, bytes: usize, chunk_bytes| {
+        let payload = fill((0, seq), bytes);
+        frames(&Outgoing { id: id(seq), rows: 1, layout: None, payload }, chunk_bytes, Codec::Raw)
+    };
+    let mut assembler = Assembler::new(100_000);
+    let mut accept =
+        |frame: &Frame| assembler.accept(&frame.header, &frame.body).map_err(|error| error.kind());
+    let first = group(1, 60_000, 20_000);
+    assert!(accept(&first[0]).unwrap().is_none());
+    // Too large beside the first: by its payload, and by what 10,000 frames cost to keep.
+    assert_eq!(accept(&group(2, 60_000, 20_000)[0]).unwrap_err(), ErrorKind::TooLarge);
+    assert_eq!(accept(&group(3, 10_000, 1)[0]).unwrap_err(), ErrorKind::TooLarge);
+    // A damaged frame begins no group.
+    let mut damaged = group(4, 30_000, 20_000);
+    damaged[0].body = Bytes::from_static(b"short");
+    assert_eq!(accept(&damaged[0]).unwrap_err(), ErrorKind::Corrupt);
+    assert!(accept(&group(5, 30_000, 20_000)[0]).unwrap().is_none());
+    // One frame under the id of an open group is no message.
+    assert_eq!(accept(&group(1, 100, 1000)[0]).unwrap_err(), ErrorKind::Corrupt);
+    assert!(accept(&first[2]).unwrap().is_none());
+    assert!(accept(&first[1]).unwrap().is_some());
+    assert!(assembler.discard(&id(5)) && !assembler.discard(&id(5)));
+    assert_eq!((assembler.groups_count(), assembler.held_bytes()), (0, 0));
+}
+
+#[test]
+fn a_body_is_one_zstd_frame_and_a_damaged_one_spoils_nothing() {
+    let chunk = vec![3; 100_000];
+    let coded = zstd::bulk::compress(&chunk, 1).unwrap();
+    let mut out = vec![0; chunk.len()];
+    let skippable = [0x50, 0x2A, 0x4D, 0x18, 1, 0, 0, 0, 0];
+    let empty = zstd::bulk::compress(&[], 1).unwrap();
+    let joined = |more: &[u8]| [coded.as_slice(), more].concat();
+    for body in [joined(&skippable), joined(&empty), joined(b"x"), coded[..9].to_vec(), vec![]] {
+        let error = decode_into(Codec::Zstd1, 1, &body, &mut out).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt);
+        decode_into(Codec::Zstd1, 1, &coded, &mut out).unwrap();
+        assert_eq!(out, chunk);
+    }
 }
 
 #[test]

@@ -124,7 +124,6 @@ class Message:
         """The payload as a read-only ndarray, no copy; of plain bytes a 1-d uint8 array."""
     def ack(self) -> None:
         """Marks the message done: it is not delivered to this subscription group again."""
-    def __len__(self) -> int: ...
 
 @final
 class Explanation:

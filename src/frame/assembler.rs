@@ -181,7 +181,7 @@ impl Assembler {
             return decode_single(header, body, self.limit_bytes).map(Some);
         }
         header.validate()?;
-        let held_bytes = self.held_bytes + Assembly::cost_bytes(header);
+        let held_bytes = self.held_bytes.saturating_add(Assembly::cost_bytes(header));
         if !self.groups.is_empty() && held_bytes > self.limit_bytes {
             return Err(Error::new(
                 ErrorKind::TooLarge,

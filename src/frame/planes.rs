@@ -23,19 +23,18 @@ const PLANE_HEADER_BYTES: usize = 5;
 const NOISE_BITS: f64 = 7.6;
 /// Bits per byte below which a plane has runs for the match finder.
 const RUNS_BITS: f64 = 1.0;
-/// Bytes of a plane that are looked at. 12 KB predict the ratio with a median error of 0.4 %.
-const SAMPLE_BYTES: usize = 12 << 10;
+/// Bytes of a plane that are looked at: noise then shows 7.96 of its 8 bits, far from the border,
+/// and looking costs a tenth of what Huffman costs.
+const SAMPLE_BYTES: usize = 4 << 10;
 
 /// Codes a chunk; the result may be larger than the chunk.
 pub(super) fn encode(itemsize: u16, chunk: &[u8]) -> Result<Vec<u8>> {
     let itemsize = usize::from(itemsize.max(1));
     let (elements, tail) = chunk.split_at(chunk.len() - chunk.len() % itemsize);
     let mut out = Vec::with_capacity(chunk.len());
-    let mut split = Vec::new();
+    let mut split = Split::default();
     for block in elements.chunks(block_bytes(itemsize)) {
-        split.resize(block.len(), 0);
-        transpose(itemsize, block, &mut split);
-        encode_block(block.len() / itemsize, &split, &mut out)?;
+        encode_block(block.len() / itemsize, split.planes_of(itemsize, block), &mut out)?;
     }
     out.extend_from_slice(tail);
     Ok(out)
@@ -45,23 +44,28 @@ fn block_bytes(itemsize: usize) -> usize {
     BLOCK_BYTES - BLOCK_BYTES % itemsize
 }
 
-fn encode_block(count: usize, split: &[u8], out: &mut Vec<u8>) -> Result<()> {
-    let mut bodies = Vec::with_capacity(split.len());
-    for plane in split.chunks(count) {
-        let start = bodies.len();
-        let mode = encode_plane(plane, &mut bodies)?;
-        let length = u32::try_from(bodies.len() - start)
+fn encode_block(count: usize, planes: &[u8], out: &mut Vec<u8>) -> Result<()> {
+    let mut entry_at = out.len();
+    out.resize(entry_at + planes.len() / count * PLANE_HEADER_BYTES, 0);
+    for plane in planes.chunks(count) {
+        let start = out.len();
+        let mode = encode_plane(plane, out)?;
+        let length = u32::try_from(out.len() - start)
             .map_err(|_| Error::new(ErrorKind::TooLarge, "coded plane exceeds 4 GiB"))?;
-        out.push(mode);
-        out.extend_from_slice(&length.to_le_bytes());
+        let [a, b, c, d] = length.to_le_bytes();
+        let entry = out.get_mut(entry_at..).and_then(|rest| rest.first_chunk_mut());
+        if let Some(entry) = entry {
+            *entry = [mode, a, b, c, d];
+        }
+        entry_at += PLANE_HEADER_BYTES;
     }
-    out.extend_from_slice(&bodies);
     Ok(())
 }
 
 fn encode_plane(plane: &[u8], out: &mut Vec<u8>) -> Result<u8> {
-    if let Some((&first, rest)) = plane.split_first()
-        && rest.iter().all(|&byte| byte == first)
+    // Equal to itself one byte further on: one comparison at memory speed.
+    if let (Some((&first, behind)), Some((_, before))) = (plane.split_first(), plane.split_last())
+        && behind == before
     {
         out.push(first);
         return Ok(MODE_CONSTANT);
@@ -100,11 +104,11 @@ pub(super) fn decode(itemsize: u16, body: &[u8], out: &mut [u8]) -> Result<()> {
     let itemsize = usize::from(itemsize.max(1));
     let (elements, tail) = out.split_at_mut(out.len() - out.len() % itemsize);
     let mut rest = body;
-    let mut split = Vec::new();
+    let mut split = Split::default();
     for block in elements.chunks_mut(block_bytes(itemsize)) {
-        split.resize(block.len(), 0);
-        decode_block(itemsize, &mut rest, &mut split)?;
-        untranspose(itemsize, &split, block);
+        split.planes.resize(block.len(), 0);
+        decode_block(itemsize, &mut rest, &mut split.planes)?;
+        split.join(itemsize, block);
     }
     if rest.len() != tail.len() {
         return Err(damaged("length of the tail"));
@@ -113,11 +117,11 @@ pub(super) fn decode(itemsize: u16, body: &[u8], out: &mut [u8]) -> Result<()> {
     Ok(())
 }
 
-fn decode_block(itemsize: usize, rest: &mut &[u8], split: &mut [u8]) -> Result<()> {
-    let count = split.len() / itemsize;
+fn decode_block(itemsize: usize, rest: &mut &[u8], planes: &mut [u8]) -> Result<()> {
+    let count = planes.len() / itemsize;
     let table = take(rest, itemsize * PLANE_HEADER_BYTES)?;
     let (entries, _) = table.as_chunks::<PLANE_HEADER_BYTES>();
-    for (plane, &[mode, length @ ..]) in split.chunks_mut(count).zip(entries) {
+    for (plane, &[mode, length @ ..]) in planes.chunks_mut(count).zip(entries) {
         let coded = take(rest, u32::from_le_bytes(length) as usize)?;
         match (mode, coded) {
             (MODE_RAW, coded) if coded.len() == plane.len() => plane.copy_from_slice(coded),
@@ -139,52 +143,77 @@ fn damaged(what: &str) -> Error {
     Error::new(ErrorKind::Corrupt, format!("byte planes: bad {what}"))
 }
 
-fn transpose(itemsize: usize, block: &[u8], split: &mut [u8]) {
-    match itemsize {
-        2 => transpose_by::<2>(block, split),
-        4 => transpose_by::<4>(block, split),
-        8 => transpose_by::<8>(block, split),
-        _ => {
-            for (place, plane) in split.chunks_mut(block.len() / itemsize).enumerate() {
+/// A block as planes, and room to get there.
+///
+/// Bytes at even places, then those at odd places, log2(itemsize) times over: that splits elements
+/// of 2, 4, 8 or 16 bytes, and one loop over 16-bit words does it, which every x86-64 and ARM can
+/// do with vector instructions. Picking one byte in four is seven times slower.
+#[derive(Default)]
+struct Split {
+    planes: Vec<u8>,
+    spare: Vec<u8>,
+}
+
+impl Split {
+    fn planes_of<'a>(&'a mut self, itemsize: usize, block: &'a [u8]) -> &'a [u8] {
+        if itemsize == 1 {
+            return block;
+        }
+        self.planes.resize(block.len(), 0);
+        if !itemsize.is_power_of_two() {
+            for (place, plane) in self.planes.chunks_mut(block.len() / itemsize).enumerate() {
                 let bytes = block.iter().skip(place).step_by(itemsize);
                 plane.iter_mut().zip(bytes).for_each(|(out, byte)| *out = *byte);
             }
+            return &self.planes;
         }
-    }
-}
-
-/// The element size as a constant: the compiler turns each pass into vector shuffles.
-fn transpose_by<const N: usize>(block: &[u8], split: &mut [u8]) {
-    let (elements, _) = block.as_chunks::<N>();
-    for (place, plane) in split.chunks_mut(elements.len()).enumerate() {
-        for (out, element) in plane.iter_mut().zip(elements) {
-            *out = element.get(place).copied().unwrap_or_default();
+        self.spare.resize(block.len(), 0);
+        unzip(block, &mut self.planes);
+        for _ in 1..itemsize.ilog2() {
+            std::mem::swap(&mut self.planes, &mut self.spare);
+            unzip(&self.spare, &mut self.planes);
         }
+        &self.planes
     }
-}
 
-fn untranspose(itemsize: usize, split: &[u8], block: &mut [u8]) {
-    match itemsize {
-        2 => untranspose_by::<2>(split, block),
-        4 => untranspose_by::<4>(split, block),
-        8 => untranspose_by::<8>(split, block),
-        _ => {
-            for (place, plane) in split.chunks(block.len() / itemsize).enumerate() {
+    fn join(&mut self, itemsize: usize, block: &mut [u8]) {
+        if itemsize == 1 {
+            block.copy_from_slice(&self.planes);
+            return;
+        }
+        if !itemsize.is_power_of_two() {
+            for (place, plane) in self.planes.chunks(block.len() / itemsize).enumerate() {
                 let bytes = block.iter_mut().skip(place).step_by(itemsize);
                 bytes.zip(plane).for_each(|(out, byte)| *out = *byte);
             }
+            return;
         }
+        self.spare.resize(block.len(), 0);
+        for _ in 1..itemsize.ilog2() {
+            zip(&self.planes, &mut self.spare);
+            std::mem::swap(&mut self.planes, &mut self.spare);
+        }
+        zip(&self.planes, block);
     }
 }
 
-fn untranspose_by<const N: usize>(split: &[u8], block: &mut [u8]) {
-    let (elements, _) = block.as_chunks_mut::<N>();
-    let count = elements.len();
-    for (place, plane) in split.chunks(count).enumerate() {
-        for (element, byte) in elements.iter_mut().zip(plane) {
-            if let Some(slot) = element.get_mut(place) {
-                *slot = *byte;
-            }
-        }
+/// The bytes at even places, then those at odd places.
+fn unzip(bytes: &[u8], out: &mut [u8]) {
+    let (words, _) = bytes.as_chunks::<2>();
+    let (low, high) = out.split_at_mut(words.len());
+    for (out, word) in low.iter_mut().zip(words) {
+        *out = (u16::from_le_bytes(*word) & 0xFF) as u8;
+    }
+    for (out, word) in high.iter_mut().zip(words) {
+        *out = (u16::from_le_bytes(*word) >> 8) as u8;
+    }
+}
+
+/// Undoes [`unzip`].
+fn zip(bytes: &[u8], out: &mut [u8]) {
+    let (words, _) = out.as_chunks_mut::<2>();
+    let (low, high) = bytes.split_at(words.len());
+    for ((word, low), high) in words.iter_mut().zip(low).zip(high) {
+        *word = (u16::from(*low) | u16::from(*high) << 8).to_le_bytes();
     }
 }

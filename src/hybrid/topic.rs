@@ -153,7 +153,8 @@ impl Lane {
             self.floor_seq.fetch_max(last, Ordering::AcqRel);
         }
         while let Some(job) = jobs.recv().await {
-            match self.stream().await {
+            let made = tokio::time::timeout_at(job.deadline.into(), self.stream()).await;
+            match made.unwrap_or_else(|_| Err(not_sent())) {
                 Ok(stream) => {
                     let floor_seq = Arc::clone(&self.floor_seq);
                     let done = move |result: Result<GroupAck>| {
@@ -176,4 +177,8 @@ impl Lane {
             .ok_or_else(|| Error::new(ErrorKind::Closed, "the handle is closed"))?;
         ensure_stream(&shared, &self.name, &self.stream).await
     }
+}
+
+fn not_sent() -> Error {
+    Error::new(ErrorKind::Timeout, "the stream did not answer in time; the message was not sent")
 }

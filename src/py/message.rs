@@ -196,10 +196,6 @@ impl Message {
         py.detach(|| message.ack()).or_raise(py)
     }
 
-    fn __len__(&self, py: Python<'_>) -> PyResult<usize> {
-        self.size_bytes(py)
-    }
-
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
         let message = self.get(py)?;
         let kind = message.layout.as_ref().map_or_else(

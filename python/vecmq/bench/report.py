@@ -31,27 +31,28 @@ if TYPE_CHECKING:
 __all__ = ["progress", "show"]
 
 # What the reference says, over three lines so that the table stays narrow.
-REFERENCE_HEAD: Final = "Milvus natsmq /\nRocksMQ, s/op\n(reference)"
+REFERENCE_HEAD: Final = "reference:\nnatsmq /\nRocksMQ"
 TIME_COLUMNS: Final = (
     "s/op\nmin",
     "s/op\nmedian",
     "s/op\nmax",
     "MB/s",
-    "messages/s",
+    "msg/s",
     "lost",
     "dupli-\ncates",
     REFERENCE_HEAD,
 )
 RESOURCE_COLUMNS: Final = (
-    "CPU s/op\nclient",
-    "CPU s/op\nserver",
-    "peak MB\nclient",
-    "peak MB\nserver",
-    "disk MB/op\nallocated",
-    "disk MB/op\napparent",
+    "CPU\ns/op\nclient",
+    "CPU\ns/op\nserver",
+    "peak\nMB\nclient",
+    "peak\nMB\nserver",
+    "disk\nMB/op\nallocated",
+    "disk\nMB/op\napparent",
 )
 
 
+WIDE_COLUMNS: Final = 92
 RESOURCE_NOTE: Final = (
     "CPU, memory: medians; memory is the highest resident one during the operation, the client's "
     "without the payloads; disk: after the last operation, shared out over all; MB = 2^20 bytes"
@@ -102,8 +103,14 @@ def show(console: Console, result: Result) -> None:
         console: Where data goes.
         result: What came of the run.
     """
-    console.print(_table(_title(result), TIME_COLUMNS, result, _time_cells))
-    console.print(_table("What it took", RESOURCE_COLUMNS, result, _resource_cells))
+    for table in (
+        _table(_title(result), TIME_COLUMNS, result, _time_cells),
+        _table("What it took", RESOURCE_COLUMNS, result, _resource_cells),
+    ):
+        # A narrow terminal gets narrow gaps rather than cut figures.
+        table.padding = (0, 1, 0, 0) if console.width >= WIDE_COLUMNS else (0, 0)
+        console.print(table)
+        console.print()
     _conditions(console, result)
 
 
@@ -116,7 +123,9 @@ def _title(result: Result) -> str:
 def _table(
     title: str, columns: tuple[str, ...], result: Result, cells: Callable[[Row], list[str]]
 ) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False
+    )
     table.add_column("workload", no_wrap=True)
     table.add_column("route", no_wrap=True)
     for column in columns:
@@ -178,7 +187,7 @@ def _conditions(console: Console, result: Result) -> None:
         f"level: {', '.join(levels) or '-'}; codec: {result.options.codec}; {_operations(result)}",
         RESOURCE_NOTE,
         f"{_versions(facts)}, {facts['cpu_model']} x {facts['cpu_count']}, {facts['file_system']}",
-        f"reference: {REFERENCE}; medians of the full operation, published before, not of this run",
+        f"reference: {REFERENCE}; s/op, medians of the full operation, not of this run",
     ]
     if result.is_interrupted:
         lines.append("interrupted: the table shows what was finished")

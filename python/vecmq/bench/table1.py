@@ -56,7 +56,7 @@ class Workload:
     rocksmq_s: float
 
 
-# The reference figures: Milvus' own Go packages v2.5.15 on ext4, on another, busier machine of the
+# The reference figures: Milvus' own Go packages v2.5.15 on ext4, on another, busy machine of the
 # same kind. Constants to look at, not a measurement of this run.
 WORKLOADS: Final = (
     Workload("5 MB", 5 * MIB, 100, 2.77, 3.43),
@@ -64,7 +64,7 @@ WORKLOADS: Final = (
     Workload("64 KB", 64 * KIB, 10_000, 2.81, 5.32),
     Workload("1 KB", KIB, 50_000, 3.77, 1.23),
 )
-REFERENCE: Final = "Milvus v2.5.15 (natsmq, RocksMQ) on another, busier machine of the same kind"
+REFERENCE: Final = "Milvus v2.5.15 (natsmq, RocksMQ) on another, busy machine of the same kind"
 
 CALL_PATTERN: Final = (
     f"publish_many in windows of at most {WINDOW_BYTES // MIB} MiB or {WINDOW_MSGS} messages; "

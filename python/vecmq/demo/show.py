@@ -74,8 +74,9 @@ def _table(title: str) -> Table:
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,
-        padding=(0, 1),
-        pad_edge=False,
+        # Fits a terminal of 80 columns.
+        padding=(0, 1, 0, 0),
+        show_edge=False,
     )
 
 
@@ -84,8 +85,8 @@ def _routes(result: DemoResult) -> Table:
     table.add_column("route")
     for name in (
         "messages",
-        "publish\nseconds",
-        "messages\n/s",
+        "publish\ns",
+        "msg/s",
         "MiB/s",
         "wire/\npayload",
         "p50\nms",
