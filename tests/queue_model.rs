@@ -128,8 +128,13 @@ fn retain(topic: &Topic, model: &mut Model, bytes_max: u64, unacked: bool) {
     model.first_seq = first_seq;
 }
 
+/// Every case opens a real store: fewer than the default, unless somebody asks for more.
+fn cases() -> u32 {
+    std::env::var("PROPTEST_CASES").map_or(40, |cases| cases.parse().unwrap())
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
     #[test]
     fn the_queue_answers_like_a_map(steps in prop::collection::vec(step(), 1..40)) {
         let directory = tempfile::tempdir().unwrap();

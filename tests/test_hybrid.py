@@ -292,6 +292,7 @@ def test_a_killed_server_is_started_again_and_loses_nothing(tmp_path: Path) -> N
             received += subscriber.fetch(timeout_s=30) or pytest.fail("a message is missing")
         assert [bytes(message.payload) for message in received] == sent
         assert [message.id for message in received] == [receipt.id for receipt in receipts]
+        assert mq.server is not None
         assert mq.server.restarts_count >= 1
 
 
