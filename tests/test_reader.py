@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -150,10 +151,37 @@ def test_damage_is_refused() -> None:
                     read_fields({**frame["fields"], name: changed})
 
 
+def test_headers_that_lie() -> None:
+    case = next(case for case in GOLDEN if case["name"] == "group of 3")
+    header, _ = read_header(bytes.fromhex(case["frames"][0]["header"]))
+    lies: list[dict[str, Any]] = [
+        *({"index": 2**32 - 1}, {"index": 3}, {"count": 2}, {"count": 65_536}, {"offset": 1}),
+        *({"chunk_bytes": 0}, {"chunk_bytes": 126}, {"total_bytes": 2**62}, {"rows": 9}),
+        *({"shape": (2**62, 2**62, 0), "total_bytes": 0}, {"itemsize": 3}, {"itemsize": 0}),
+        {"index": 2, "offset": 60, "chunk_bytes": 260},
+    ]
+    for lie in lies:
+        with pytest.raises(CorruptError):
+            read_header(replace(header, **lie).encode())
+
+
+def test_a_body_is_one_zstd_frame() -> None:
+    (frame,) = next(case for case in GOLDEN if case["name"] == "zstd1")["frames"]
+    header, _ = read_header(bytes.fromhex(frame["header"]))
+    body = bytes.fromhex(frame["body"])
+    skippable = bytes.fromhex("502a4d180100000000")
+    for more in (b"x", body, skippable):
+        with pytest.raises(CorruptError):
+            decode_body(header, body + more)
+
+
 def test_groups_that_do_not_fit() -> None:
     case = next(case for case in GOLDEN if case["name"] == "group of 3")
     frames = [(frame["fields"], bytes.fromhex(frame["body"])) for frame in case["frames"]]
     reader = Reader()
+    with pytest.raises(CorruptError):
+        reader.accept(frames[0][0], b"short")
+    reader.finish()  # a damaged frame begins no group
     assert reader.accept(*frames[0]) is None
     assert reader.accept(*frames[0]) is None
     with pytest.raises(IncompleteError, match=r"1 of 3 frames"):
