@@ -13,7 +13,7 @@ import pytest
 
 import vecmq
 import vecmq.sync
-from vecmq._options import Mode
+from vecmq._options import Mode, from_url
 
 
 @pytest.fixture
@@ -195,3 +195,16 @@ def test_a_forked_child_is_refused_and_exits(tmp_path: Path, mode: Mode) -> None
         assert os.waitstatus_to_exitcode(status) == 4
         publisher.publish(b"after")
         assert bytes(subscriber.fetch(timeout_s=5)[0].payload) == b"after"
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("nats://h:1", vecmq.NatsOptions("nats://h:1")),
+        ("nats://t%40k@h:1", vecmq.NatsOptions("nats://h:1", token="t@k")),
+        ("tls://u:p%3A@h", vecmq.NatsOptions("tls://h", user="u", password="p:")),
+        ("u:p@h", vecmq.NatsOptions("h", user="u", password="p")),
+    ],
+)
+def test_credentials_are_taken_out_of_a_url(url: str, expected: vecmq.NatsOptions) -> None:
+    assert from_url(url) == expected

