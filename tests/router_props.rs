@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 use vecmq::ErrorKind;
 use vecmq::router::{Decision, Reason, Route, Router, RouterConfig};
 
@@ -96,33 +97,49 @@ fn crossings() -> impl Strategy<Value = f64> {
 }
 
 /// The simulations take minutes of mock time: a share of the cases that are asked for.
+///
+/// What is learned from noise is near the truth most of the time, never always: the cases are the
+/// same in every run.
 fn few_cases() -> ProptestConfig {
     let config = ProptestConfig::default();
-    ProptestConfig { cases: config.cases.div_ceil(16).min(500), ..config }
+    let cases = config.cases.div_ceil(16).min(500);
+    ProptestConfig { cases, rng_seed: RngSeed::Fixed(1), ..config }
+}
+
+/// How far from the crossing 64 simulations end, from the best to the worst.
+fn off_by_after_two_minutes(config: &RouterConfig) -> Vec<f64> {
+    let mut off_by: Vec<f64> = (0..64)
+        .map(|seed| {
+            let mut simulation = Simulation::new(config.clone(), seed);
+            let bytes = f64::exp2(13.0 + 8.0 * simulation.even());
+            let cost_us = 20.0 * 100.0_f64.powf(simulation.even());
+            let shares = (0.3 * simulation.even(), 0.7 + 0.3 * simulation.even());
+            let truth = crossing_at(bytes, cost_us, shares.0, shares.1);
+            simulation.run(120, truth, Simulation::any_size);
+            assert!(simulation.changed.len() <= 12, "{:?}", simulation.changed);
+            simulation.off_by(bytes)
+        })
+        .collect();
+    off_by.sort_by(f64::total_cmp);
+    off_by
+}
+
+#[test]
+fn converges_to_the_crossing() {
+    let defaults = RouterConfig::default();
+    let precise = RouterConfig { hysteresis: 0.1, probe_every: 16, ..defaults.clone() };
+    for (config, limits) in [(defaults, [1.15, 1.3, 1.6]), (precise, [1.1, 1.2, 1.5])] {
+        let off_by = off_by_after_two_minutes(&config);
+        let [median, nine_in_ten, worst] = limits;
+        for (rank, limit) in [(31, median), (57, nine_in_ten), (63, worst)] {
+            let factor = off_by.get(rank).copied().unwrap_or(f64::INFINITY);
+            assert!(factor < limit, "rank {rank} of {off_by:.3?}: expected less than {limit}");
+        }
+    }
 }
 
 proptest! {
     #![proptest_config(few_cases())]
-
-    #[test]
-    fn converges_to_the_crossing(
-        seed: u64,
-        bytes in crossings(),
-        cost_us in 20.0..2_000.0_f64,
-        shares in (0.0..0.3_f64, 0.7..1.0_f64),
-        precise: bool,
-    ) {
-        let defaults = RouterConfig::default();
-        let (config, limit) = if precise {
-            (RouterConfig { hysteresis: 0.1, probe_every: 16, ..defaults }, 1.2)
-        } else {
-            (defaults, 1.5)
-        };
-        let mut simulation = Simulation::new(config, seed);
-        simulation.run(120, crossing_at(bytes, cost_us, shares.0, shares.1), Simulation::any_size);
-        prop_assert!(simulation.off_by(bytes) < limit, "{}", simulation.off_by(bytes));
-        prop_assert!(simulation.changed.len() <= 12);
-    }
 
     #[test]
     fn follows_a_shift(
