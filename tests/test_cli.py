@@ -258,7 +258,8 @@ def test_ctrl_c_ends_follow_and_loses_nothing(store: Path, vectors: Path) -> Non
     assert not out
     assert first == list(range(1, 11))
     again = cli_tools.run("sub", "t", "--group", "g", "--timeout-s", 0.1, *where)
-    assert again.lines == []
+    # The signal may fall between the last line and its ack: that one then comes twice, never none.
+    assert [line["seq"] for line in again.lines] in ([], [10])
 
 
 def test_a_closed_pipe_ends_quietly_and_loses_nothing(store: Path) -> None:
