@@ -1,17 +1,39 @@
-"""CPU, memory and disk around one operation, of this process and of the server apart."""
+"""CPU, memory and disk of processes, measured from outside, alike for every contender."""
 
 from __future__ import annotations
 
 import os
-import resource
+import threading
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import psutil
 
 __all__ = ["DiskUse", "Meter", "Usage", "disk_use"]
+
+PERIOD_S: Final = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """What processes took at one moment of an operation.
+
+    Attributes:
+        at_s: Seconds since the operation began.
+        client_cpu_s: User and system time of the client's processes since then.
+        server_cpu_s: The same of the servers.
+        client_bytes: Resident memory of the client's processes.
+        server_bytes: The same of the servers.
+    """
+
+    at_s: float
+    client_cpu_s: float
+    server_cpu_s: float
+    client_bytes: int
+    server_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,13 +41,14 @@ class Usage:
     """What an operation took.
 
     Attributes:
-        client_cpu_s: User and system time of this process, all threads, in seconds.
-        server_cpu_s: The same of the server (in steps of 10 ms); 0 without a server.
-        client_start_bytes: Resident memory of this process when the clock started, payloads
+        client_cpu_s: User and system time of the client's processes, in seconds (steps of 10 ms).
+        server_cpu_s: The same of the servers; 0 without one.
+        client_start_bytes: Resident memory of the client when the operation began, payloads
             included.
         client_peak_bytes: Its highest resident memory during the operation.
-        server_peak_bytes: The same of the server; 0 without a server.
-        is_peak_exact: The peaks are those of this operation; else of the process so far.
+        server_peak_bytes: The same of the servers; 0 without one.
+        is_peak_exact: The kernel's own high-water marks; else the highest of the points.
+        points: The course of it, a point every 50 ms.
     """
 
     client_cpu_s: float
@@ -34,6 +57,7 @@ class Usage:
     client_peak_bytes: int
     server_peak_bytes: int
     is_peak_exact: bool
+    points: list[Point] = field(default_factory=list)
 
     def document(self) -> dict[str, Any]:
         """Give the values as JSON values."""
@@ -42,7 +66,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class DiskUse:
-    """What a directory takes on disk.
+    """What directories take on disk.
 
     Attributes:
         apparent_bytes: Sum of the lengths of the files.
@@ -54,46 +78,103 @@ class DiskUse:
 
 
 class Meter:
-    """Measures from its construction until `stop`.
+    """Measures processes from `start` until `stop`.
 
     Args:
-        server_pid: Process id of the embedded server, or None.
+        client_pid: A process; with its children it is the client.
+        server_pids: Servers, which may be among those children; they are counted apart.
     """
 
-    def __init__(self, server_pid: int | None) -> None:
-        self._server = psutil.Process(server_pid) if server_pid else None
-        pids = [os.getpid()] + ([server_pid] if server_pid else [])
-        # Every process, also after one has failed.
-        reset = [_reset_peak(pid) for pid in pids]
-        self._is_exact = all(reset)
-        self._start_bytes = psutil.Process().memory_info().rss
-        self._server_cpu_s = self._server_cpu()
-        self._client_cpu_s = time.process_time()
+    def __init__(self, client_pid: int, server_pids: Iterable[int] = ()) -> None:
+        self._client_pid = client_pid
+        self._server_pids = set(server_pids)
+        self._stopping = threading.Event()
+        self._points: list[Point] = []
+
+    def start(self) -> None:
+        """Begin."""
+        self._client = _Processes(self._client_processes())
+        self._server = _Processes([psutil.Process(pid) for pid in self._server_pids])
+        self._start_bytes = self._client.memory()
+        self._started = time.monotonic()
+        self._thread = threading.Thread(target=self._watch, name="bench-meter", daemon=True)
+        self._thread.start()
 
     def stop(self) -> Usage:
-        """Give what was used since the construction.
+        """Give what was used since `start`.
 
         Returns:
-            Usage; of a server that has been restarted meanwhile the part of the new one is missing.
+            Usage; of a process that ended meanwhile the part is missing.
         """
-        client_cpu_s = time.process_time() - self._client_cpu_s
+        self._stopping.set()
+        self._thread.join()
+        self._points.append(self._point())
+        last = self._points[-1]
+        client_peak, server_peak = self._client.peak(), self._server.peak()
         return Usage(
-            client_cpu_s=client_cpu_s,
-            server_cpu_s=max(self._server_cpu() - self._server_cpu_s, 0.0),
+            client_cpu_s=last.client_cpu_s,
+            server_cpu_s=last.server_cpu_s,
             client_start_bytes=self._start_bytes,
-            client_peak_bytes=_peak(os.getpid()),
-            server_peak_bytes=_peak(self._server.pid) if self._server else 0,
-            is_peak_exact=self._is_exact,
+            client_peak_bytes=client_peak or max(point.client_bytes for point in self._points),
+            server_peak_bytes=server_peak or max(point.server_bytes for point in self._points),
+            is_peak_exact=bool(client_peak) and (bool(server_peak) or not self._server_pids),
+            points=self._points,
         )
 
-    def _server_cpu(self) -> float:
-        if self._server is None:
-            return 0.0
-        try:
-            times = self._server.cpu_times()
-        except psutil.NoSuchProcess:
-            return 0.0
-        return float(times.user + times.system)
+    def _client_processes(self) -> list[psutil.Process]:
+        client = psutil.Process(self._client_pid)
+        found = [client, *client.children(recursive=True)]
+        return [process for process in found if process.pid not in self._server_pids]
+
+    def _watch(self) -> None:
+        while not self._stopping.wait(PERIOD_S):
+            self._points.append(self._point())
+
+    def _point(self) -> Point:
+        return Point(
+            at_s=time.monotonic() - self._started,
+            client_cpu_s=self._client.cpu(),
+            server_cpu_s=self._server.cpu(),
+            client_bytes=self._client.memory(),
+            server_bytes=self._server.memory(),
+        )
+
+
+class _Processes:
+    """Some processes as one sum."""
+
+    def __init__(self, processes: list[psutil.Process]) -> None:
+        self._processes = processes
+        # All of them, also after one has failed.
+        reset = [_reset_peak(process.pid) for process in processes]
+        self._is_exact = all(reset)
+        self._cpu_s = 0.0
+        self._cpu_s = self.cpu()
+
+    def cpu(self) -> float:
+        """User and system time since the construction, in seconds."""
+        total = 0.0
+        for process in self._processes:
+            try:
+                times = process.cpu_times()
+            except psutil.NoSuchProcess:
+                continue
+            total += times.user + times.system
+        return max(total - self._cpu_s, 0.0)
+
+    def memory(self) -> int:
+        """Resident bytes now."""
+        total = 0
+        for process in self._processes:
+            try:
+                total += process.memory_info().rss
+            except psutil.NoSuchProcess:
+                continue
+        return total
+
+    def peak(self) -> int:
+        """Sum of the high-water marks since the construction; 0 where they cannot be read."""
+        return sum(_peak(process.pid) for process in self._processes) if self._is_exact else 0
 
 
 def _reset_peak(pid: int) -> bool:
@@ -106,35 +187,34 @@ def _reset_peak(pid: int) -> bool:
 
 
 def _peak(pid: int) -> int:
-    """Give the high-water mark of resident memory in bytes; 0 where it cannot be read."""
+    """Give the high-water mark of resident memory in bytes; 0 of a process that has ended."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
-        # Without /proc only the own process has one, in KiB (on macOS in bytes; not exact anyway).
-        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return own * 1024 if pid == os.getpid() else 0
+        return 0
     for line in status.splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     return 0
 
 
-def disk_use(directory: Path) -> DiskUse:
-    """Add up what a directory takes; files that vanish meanwhile do not count.
+def disk_use(*directories: Path) -> DiskUse:
+    """Add up what directories take; files that vanish meanwhile do not count.
 
     Args:
-        directory: Root of the files.
+        *directories: Roots of the files.
 
     Returns:
         Apparent and allocated bytes.
     """
     apparent = allocated = 0
-    for root, _, names in os.walk(directory):
-        for name in names:
-            try:
-                status = os.lstat(os.path.join(root, name))  # noqa: PTH118 - os.walk gives strings
-            except FileNotFoundError:
-                continue
-            apparent += status.st_size
-            allocated += status.st_blocks * 512
+    for directory in directories:
+        for root, _, names in os.walk(directory):
+            for name in names:
+                try:
+                    status = os.lstat(os.path.join(root, name))  # noqa: PTH118 - faster
+                except FileNotFoundError:
+                    continue
+                apparent += status.st_size
+                allocated += status.st_blocks * 512
     return DiskUse(apparent, allocated)

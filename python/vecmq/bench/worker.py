@@ -1,17 +1,14 @@
-"""One route and one workload in a process of its own, started by `table1`.
+"""A route of vecmq as a worker: publishes and receives in a process of its own.
 
-Why a process for each (route, workload): peak memory and CPU time belong to one route alone, no
-allocator or store is warmed by another one, and the server of a route is a child that can be
-measured apart. It lives through all rounds of its workload, so that its server is warm; between
-two operations it holds no payloads and its idle server takes no CPU, so that the rounds of several
-routes can be interleaved.
+docs/bench-workers.md is the contract, for peers too. Why a process for each route and workload:
+peak memory and CPU time belong to one route alone, no allocator or store is warmed by another one,
+and the server of a route is a child that can be measured apart. It lives through all rounds of its
+workload, so that its server is warm; between two operations its idle server takes no CPU, so that
+the rounds of several contenders can be interleaved.
 
-One operation: payloads are made (random bytes, unique; the first 8 bytes are the message's
-number), topic and subscription are made, then the clock starts. The main thread publishes with
-`publish_many` in windows of at most 16 MiB or 512 messages; a second thread receives, verifies and
-acknowledges in batches. The clock ends when the last message was received, verified and
-acknowledged. Verifying compares every byte with the original as it arrives (nothing received has
-to be kept); it is part of the seconds, and its CPU time is also given on its own, as `verify_s`.
+A thread a publisher publishes its share with `publish_many` in windows of at most 16 MiB or `batch`
+messages (with `batch` 1: `publish`, a message a call); a thread a subscriber, each in a group of
+its own, receives everything, verifies and acknowledges in batches.
 """
 
 from __future__ import annotations
@@ -23,240 +20,277 @@ import signal
 import sys
 import threading
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TextIO
 
 import numpy as np
 
+import vecmq
 import vecmq.sync
-from vecmq.bench.measure import Meter, disk_use
-from vecmq.errors import Error
+from vecmq.bench.payloads import WINDOW_MSGS, Checker, Payloads, first_numbers, windows
+from vecmq.errors import ConfigError, Error
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["WINDOW_BYTES", "WINDOW_MSGS", "Checker", "Payloads", "Spec", "main", "run_op"]
+__all__ = ["Operation", "ServerSpec", "Spec", "main"]
 
-WINDOW_BYTES: Final = 16 << 20
-WINDOW_MSGS: Final = 512
 FETCH_MSGS: Final = 512
 # A subscriber that gets nothing for this long has lost the rest.
 STALL_S: Final = 30.0
+PUBLISH_TIMEOUT_S: Final = 60.0
 EXIT_TERMINATED: Final = 143
 # How long to look for messages beyond the last one.
 EXTRA_S: Final = 0.1
+# Below this a sleep oversleeps; the wait for the next due message turns into a loop.
+SPIN_S: Final = 0.0002
+
+Kind = Literal["pubsub", "publish", "latency"]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSpec:
+    """The nats-server to use.
+
+    Attributes:
+        url: "nats://host:port".
+        token: Token, or None.
+        user: User name, or None.
+        password: Password of the user.
+        creds_path: A .creds file, or None.
+        nkey_seed: Seed of an nkey, or None.
+        pid: Process id where it runs here for this worker alone; None: a server of the user's.
+    """
+
+    url: str
+    token: str | None = None
+    user: str | None = None
+    password: str | None = None
+    creds_path: str | None = None
+    nkey_seed: str | None = None
+    pid: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What a worker is to do.
+    """What a worker is to do; the fields are those of docs/bench-workers.md.
 
     Attributes:
-        mode: Mode of `vecmq.open`.
-        codec: Codec of the frames.
-        size_bytes: Bytes of a message, a multiple of 8.
+        contender: Name in the table; of vecmq a mode of `vecmq.open`.
+        workload: What an operation is.
+        size_bytes: Bytes of a message, the greatest of sizes_bytes.
         count: Messages of an operation.
         path: Directory that the worker makes and deletes.
+        sizes_bytes: A size for each message, or None.
+        batch: Messages a call; None: what is best.
+        rate_per_s: Messages due in a second (workload "latency").
+        publishers: Threads that publish; of P of them number n publishes messages n, n + P...
+        subscribers: Threads that receive everything, each in its own group.
+        retention_s: Seconds that messages are kept; None: all of them.
+        codec: Codec of the frames.
+        server: The nats-server to use; None: the route's own.
     """
 
-    mode: Literal["queue", "nats", "hybrid"]
-    codec: Literal["raw", "zstd1", "planes"]
+    contender: str
+    workload: Kind
     size_bytes: int
     count: int
     path: str
-
-
-class Payloads:
-    """Random messages of equal size in one buffer.
-
-    Args:
-        spec: Size and count.
-        seed: Chooses the bytes.
-
-    Attributes:
-        rows: Read-only array of count x size_bytes uint8.
-        views: A read-only buffer for each message.
-    """
-
-    def __init__(self, spec: Spec, seed: int) -> None:
-        words = spec.size_bytes // 8
-        numbers = np.random.default_rng(seed).integers(
-            0, 1 << 64, (spec.count, words), dtype=np.uint64
-        )
-        numbers[:, 0] = np.arange(spec.count)
-        numbers.flags.writeable = False
-        self.rows: Final[NDArray[np.uint8]] = numbers.view(np.uint8)
-        whole = memoryview(self.rows.reshape(-1))
-        size = spec.size_bytes
-        self.views: Final = [whole[at : at + size] for at in range(0, len(whole), size)]
-
-    def windows(self) -> list[list[memoryview]]:
-        """Cut the messages into the calls of `publish_many`.
-
-        Returns:
-            Lists of at most WINDOW_MSGS messages and WINDOW_BYTES bytes (but one message at least).
-        """
-        step = max(1, min(WINDOW_MSGS, WINDOW_BYTES // self.rows.shape[1]))
-        return [self.views[at : at + step] for at in range(0, len(self.views), step)]
-
-
-class Checker:
-    """Compares what arrives with the payloads: every byte, the order, the count.
-
-    Args:
-        payloads: What is published, in order.
-
-    Attributes:
-        received_count: Messages received.
-        duplicate_count: Messages received before.
-        unordered_count: Messages that came after a later one.
-        wrong_count: Messages that equal no payload.
-        verify_s: CPU seconds spent here.
-    """
-
-    def __init__(self, payloads: Payloads) -> None:
-        self._payloads = payloads
-        self._seen: NDArray[np.bool_] = np.zeros(len(payloads.views), dtype=np.bool_)
-        self._next = 0
-        self.received_count = 0
-        self.duplicate_count = 0
-        self.unordered_count = 0
-        self.wrong_count = 0
-        self.verify_s = 0.0
+    sizes_bytes: list[int] | None = None
+    batch: int | None = None
+    rate_per_s: float | None = None
+    publishers: int = 1
+    subscribers: int = 1
+    retention_s: float | None = None
+    codec: Literal["raw", "zstd1", "planes"] = "raw"
+    server: ServerSpec | None = None
 
     @property
-    def lost_count(self) -> int:
-        """Messages that have not come."""
-        return int(np.count_nonzero(~self._seen))
-
-    def take(self, batch: list[memoryview]) -> None:
-        """Compare messages.
-
-        Args:
-            batch: Payloads in the order of delivery.
-        """
-        started = time.thread_time()
-        self.received_count += len(batch)
-        rows = self._payloads.rows[self._next : self._next + len(batch)]
-        if len(rows) == len(batch) and self._equal(batch, rows):
-            self._seen[self._next : self._next + len(batch)] = True
-            self._next += len(batch)
-        else:
-            for payload in batch:
-                self._take_one(payload)
-        self.verify_s += time.thread_time() - started
-
-    def _equal(self, batch: list[memoryview], rows: NDArray[np.uint8]) -> bool:
-        size = rows.shape[1]
-        if any(len(payload) != size for payload in batch):
-            return False
-        if size <= 4096:
-            # Small ones in one go: a comparison each would cost more than receiving them.
-            joined = np.frombuffer(b"".join(batch), dtype=np.uint64)
-            return np.array_equal(joined, rows.reshape(-1).view(np.uint64))
-        return all(
-            np.array_equal(np.frombuffer(payload, np.uint8).view(np.uint64), row.view(np.uint64))
-            for payload, row in zip(batch, rows, strict=True)
-        )
-
-    def _take_one(self, payload: memoryview) -> None:
-        rows = self._payloads.rows
-        number = int.from_bytes(payload[:8], "little") if len(payload) == rows.shape[1] else -1
-        if not 0 <= number < len(rows) or not np.array_equal(
-            np.frombuffer(payload, np.uint8), rows[number]
-        ):
-            self.wrong_count += 1
-            return
-        if self._seen[number]:
-            self.duplicate_count += 1
-            return
-        self.unordered_count += number < self._next
-        self._seen[number] = True
-        self._next = max(self._next, number + 1)
+    def sizes(self) -> Sequence[int]:
+        """Bytes of each message."""
+        return self.sizes_bytes or [self.size_bytes] * self.count
 
 
-def run_op(mq: vecmq.sync.Handle, spec: Spec, number: int) -> dict[str, Any]:
-    """Publish and receive one workload over a topic of its own.
+class Operation:
+    """One operation over a topic of its own: prepared off the clock, then run.
 
     Args:
         mq: An open handle.
         spec: The workload.
         number: Number of the operation; names the topic and seeds the payloads.
-
-    Returns:
-        The sample: seconds, counts, and what it used, as JSON values.
-
-    Raises:
-        Error: Publishing or receiving failed.
     """
-    payloads = Payloads(spec, number)
-    windows = payloads.windows()
-    topic = f"bench-{number}"
-    subscriber = mq.subscribe(topic, group="bench")
-    publisher = mq.publisher(topic)
-    checker = Checker(payloads)
-    reader = _Reader(subscriber, checker, spec.count)
-    meter = Meter(mq.server.pid if mq.server else None)
-    started = time.perf_counter()
-    reader.start()
-    levels = set()
-    wire_bytes = 0
-    for window in windows:
-        for receipt in publisher.publish_many(window, timeout_s=60.0):
-            levels.add(receipt.level)
-            wire_bytes += receipt.wire_bytes
-    published_s = time.perf_counter() - started
-    reader.join()
-    usage = meter.stop()
-    if reader.error is not None:
-        raise reader.error
-    extra = subscriber.fetch(FETCH_MSGS, timeout_s=EXTRA_S)
-    checker.take([message.payload for message in extra])
-    subscriber.close()
-    return {
-        "seconds": reader.ended - started,
-        "published_s": published_s,
-        "verify_s": checker.verify_s,
-        "levels": sorted(levels),
-        "payload_bytes": spec.size_bytes * spec.count,
-        "wire_bytes": wire_bytes,
-        "received_count": checker.received_count,
-        "lost_count": checker.lost_count,
-        "duplicate_count": checker.duplicate_count,
-        "unordered_count": checker.unordered_count,
-        "wrong_count": checker.wrong_count,
-        **usage.document(),
-    }
+
+    def __init__(self, mq: vecmq.sync.Handle, spec: Spec, number: int) -> None:
+        self._spec = spec
+        payloads = Payloads(spec.sizes, number)
+        # On a server of the user's there may be topics of other runs.
+        name = f"bench-{number}" if _is_own(spec) else f"vecmq-bench-{os.getpid()}-{number}"
+        self.topic: Final = name
+        readers = range(spec.subscribers)
+        self._subscribers = [mq.subscribe(name, group=f"bench-{one}") for one in readers]
+        self._readers = [
+            _Reader(subscriber, Checker(payloads, spec.publishers), spec.count)
+            for subscriber in self._subscribers
+        ]
+        self._writers = [
+            _Writer(mq.publisher(name), spec, payloads.views[one :: spec.publishers])
+            for one in range(spec.publishers)
+        ]
+
+    def run(self) -> dict[str, Any]:
+        """Publish and receive everything.
+
+        Returns:
+            The sample of docs/bench-workers.md.
+
+        Raises:
+            Error: Publishing or receiving failed.
+        """
+        is_concurrent = self._spec.workload != "publish"
+        started = time.perf_counter()
+        if is_concurrent:
+            _start(self._readers)
+        for writer in self._writers:
+            writer.started = started
+        _start(self._writers)
+        _join(self._writers)
+        published_s = time.perf_counter() - started
+        if not is_concurrent:
+            _start(self._readers)
+        _join(self._readers)
+        checkers = [reader.checker for reader in self._readers]
+        for subscriber, checker in zip(self._subscribers, checkers, strict=True):
+            extra = subscriber.fetch(FETCH_MSGS, timeout_s=EXTRA_S)
+            checker.take([message.payload for message in extra])
+            subscriber.close()
+        ended = max(reader.ended for reader in self._readers)
+        counts = [checker.counts() for checker in checkers]
+        return {
+            "seconds": ended - started if is_concurrent else published_s,
+            "published_s": published_s,
+            "verify_s": sum(one.verify_s for one in checkers) if is_concurrent else 0.0,
+            "levels": sorted({level for writer in self._writers for level in writer.levels}),
+            "wire_bytes": sum(writer.wire_bytes for writer in self._writers),
+            "latencies_ns": self._latencies(started),
+            **{key: sum(one[key] for one in counts) for key in counts[0]},
+        }
+
+    def _latencies(self, started: float) -> list[int] | None:
+        """From the moment each message was due to its receipt by the first subscriber."""
+        if self._spec.rate_per_s is None:
+            return None
+        due = started + np.arange(self._spec.count) / self._spec.rate_per_s
+        reader = self._readers[0]
+        late: NDArray[np.int64] = ((reader.received_at - due) * 1e9).astype(np.int64)
+        return [int(value) for value in late if value >= 0]
 
 
-class _Reader(threading.Thread):
+class _Task(threading.Thread):
+    """A thread whose error is kept for the thread that waits."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name=name, daemon=True)
+        self.error: Error | None = None
+
+    def run(self) -> None:
+        try:
+            self.work()
+        except Error as error:
+            self.error = error
+
+    def work(self) -> None:
+        raise NotImplementedError
+
+
+def _start(threads: Sequence[_Task]) -> None:
+    for thread in threads:
+        thread.start()
+
+
+def _join(threads: Sequence[_Task]) -> None:
+    for thread in threads:
+        thread.join()
+        if thread.error is not None:
+            raise thread.error
+
+
+class _Writer(_Task):
+    """Publishes its share."""
+
+    def __init__(
+        self, publisher: vecmq.sync.Publisher, spec: Spec, views: Sequence[memoryview]
+    ) -> None:
+        super().__init__("bench-writer")
+        self._publisher = publisher
+        self._spec = spec
+        self._views = views
+        self._windows = windows(views, spec.batch or WINDOW_MSGS)
+        self.started = 0.0
+        self.levels: set[str] = set()
+        self.wire_bytes = 0
+
+    def work(self) -> None:
+        for window in self._due():
+            for receipt in self._publish(window):
+                self.levels.add(receipt.level)
+                self.wire_bytes += receipt.wire_bytes
+
+    def _publish(self, window: Sequence[memoryview]) -> Sequence[vecmq.Receipt]:
+        if self._spec.batch == 1:
+            return [
+                self._publisher.publish(payload, timeout_s=PUBLISH_TIMEOUT_S) for payload in window
+            ]
+        return self._publisher.publish_many(window, timeout_s=PUBLISH_TIMEOUT_S)
+
+    def _due(self) -> Iterator[Sequence[memoryview]]:
+        """Give the windows; at a rate, each time everything that is due."""
+        if self._spec.rate_per_s is None:
+            yield from self._windows
+            return
+        rate = self._spec.rate_per_s / self._spec.publishers
+        step = self._spec.batch or WINDOW_MSGS
+        first = 0
+        while first < len(self._views):
+            due_count = int((time.perf_counter() - self.started) * rate) + 1
+            last = min(due_count, first + step, len(self._views))
+            if last > first:
+                yield self._views[first:last]
+                first = last
+                continue
+            wait_s = self.started + first / rate - time.perf_counter()
+            time.sleep(max(wait_s - SPIN_S, 0.0))
+
+
+class _Reader(_Task):
     """Receives, verifies and acknowledges until the last message or a stall."""
 
     def __init__(self, subscriber: vecmq.sync.Subscriber, checker: Checker, count: int) -> None:
-        super().__init__(name="bench-reader", daemon=True)
+        super().__init__("bench-reader")
         self._subscriber = subscriber
-        self._checker = checker
         self._count = count
-        self.error: Error | None = None
+        self.checker: Final = checker
+        self.received_at: Final[NDArray[np.float64]] = np.zeros(count)
         self.ended = 0.0
 
-    def run(self) -> None:
-        """Read; an error is kept for the thread that waits."""
-        try:
-            while self._checker.received_count < self._count:
-                batch = self._subscriber.fetch(FETCH_MSGS, timeout_s=STALL_S)
-                if not batch:
-                    break
-                self._checker.take([message.payload for message in batch])
-                batch.ack()
-        except Error as error:
-            self.error = error
+    def work(self) -> None:
+        while self.checker.received_count < self._count:
+            batch = self._subscriber.fetch(FETCH_MSGS, timeout_s=STALL_S)
+            if not batch:
+                break
+            now = time.perf_counter()
+            payloads = [message.payload for message in batch]
+            self.checker.take(payloads)
+            numbers = np.array(first_numbers(payloads))
+            self.received_at[numbers[numbers < self._count]] = now
+            batch.ack()
         self.ended = time.perf_counter()
 
 
 def main() -> int:
-    """Take commands from stdin until its end: a Spec first, then a number for each operation.
+    """Take commands from stdin until its end.
 
     Returns:
         Exit code.
@@ -266,7 +300,9 @@ def main() -> int:
     os.dup2(2, 1)
     # Ends like any other error: the stores are closed, the server is stopped.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
-    spec = Spec(**json.loads(sys.stdin.readline()))
+    values = json.loads(sys.stdin.readline())
+    server = values.pop("server")
+    spec = Spec(**values, server=ServerSpec(**server) if server else None)
     try:
         _serve(spec, answers)
     except Error as error:
@@ -280,12 +316,78 @@ def main() -> int:
 
 
 def _serve(spec: Spec, answers: TextIO) -> None:
-    path = Path(spec.path)
-    with vecmq.sync.open(path, mode=spec.mode, codec=spec.codec) as mq:
-        _answer(answers, {"ready": True})
+    topics: list[str] = []
+    with ExitStack() as stack:
+        if spec.server is not None and not _is_own(spec):
+            stack.callback(_delete_streams, spec.server, topics)
+        mq = stack.enter_context(_open(spec))
+        pids = [mq.server.pid] if mq.server else []
+        ready = {"ready": True, "versions": {"vecmq": vecmq.__version__}, "server_pids": pids}
+        _answer(answers, ready | {"batch": spec.batch or WINDOW_MSGS})
+        operation: Operation | None = None
         for line in sys.stdin:
-            sample = run_op(mq, spec, int(line))
-            _answer(answers, sample | asdict(disk_use(path)) | {"stats": mq.stats()})
+            match line.split():
+                case ["prepare", number]:
+                    operation = Operation(mq, spec, int(number))
+                    topics.append(operation.topic)
+                    _answer(answers, {"prepared": True})
+                case ["go"] if operation is not None:
+                    _answer(answers, operation.run() | {"stats": mq.stats()})
+                    operation = None
+                case _:
+                    raise ConfigError(f"expected 'prepare N', then 'go', got {line!r}")
+
+
+def _open(spec: Spec) -> vecmq.sync.Handle:
+    mode: Any = spec.contender
+    server = None if mode == "queue" else spec.server
+    path = None if mode == "nats" and server else Path(spec.path)
+    nats = (
+        None
+        if server is None
+        else vecmq.NatsOptions(
+            url=server.url,
+            token=server.token,
+            user=server.user,
+            password=server.password,
+            creds_path=server.creds_path,
+            nkey_seed=server.nkey_seed,
+        )
+    )
+    retention = None
+    if spec.retention_s is not None:
+        retention = vecmq.Retention(age_ms_max=round(spec.retention_s * 1e3))
+    return vecmq.sync.open(path, mode=mode, nats=nats, codec=spec.codec, retention=retention)
+
+
+def _is_own(spec: Spec) -> bool:
+    """Whether all that the topics lie on ends with this run."""
+    return spec.server is None or spec.server.pid is not None or spec.contender == "queue"
+
+
+def _delete_streams(server: ServerSpec, topics: list[str]) -> None:
+    """Leave nothing on a server of the user's. vecmq itself cannot delete topics yet."""
+    import asyncio
+    import contextlib
+
+    import nats
+    from nats.js.errors import NotFoundError
+
+    async def delete() -> None:
+        client = await nats.connect(
+            server.url,
+            token=server.token,
+            user=server.user,
+            password=server.password,
+            user_credentials=server.creds_path,
+            nkeys_seed_str=server.nkey_seed,
+        )
+        async with client:
+            for topic in topics:
+                with contextlib.suppress(NotFoundError):
+                    await client.jetstream().delete_stream(topic)
+
+    asyncio.run(delete())
 
 
 def _answer(answers: TextIO, values: dict[str, Any]) -> None:

@@ -23,7 +23,6 @@ except ModuleNotFoundError as missing:
     ) from None
 
 # Importing a command registers it, in the order of the help.
-from vecmq.cli import runs
 from vecmq.cli.base import (
     EXIT_CONNECT,
     EXIT_FAILED,
@@ -33,6 +32,8 @@ from vecmq.cli.base import (
     UsageError,
     app,
 )
+from vecmq.cli.bench import bench
+from vecmq.cli.demo import demo
 from vecmq.cli.pub import pub
 from vecmq.cli.serve import serve
 from vecmq.cli.sub import sub
@@ -45,7 +46,7 @@ from vecmq.errors import (
     ServerError,
 )
 
-__all__ = ["app", "main", "pub", "runs", "serve", "sub"]
+__all__ = ["app", "bench", "demo", "main", "pub", "serve", "sub"]
 
 
 @app.meta.default

@@ -30,11 +30,12 @@ __all__ = [
     "UsageError",
     "Where",
     "app",
-    "bench",
     "data_console",
     "examples",
+    "nats_options",
     "print_line",
     "save",
+    "save_text",
 ]
 
 EXIT_FAILED: Final = 1
@@ -81,8 +82,6 @@ app = App(
     version=lambda: vecmq.__version__,
     default_parameter=Parameter(negative=()),
 )
-bench = App(name="bench", help="Measure. Every received message is verified.")
-app.command(bench)
 
 
 @Parameter(name="*")
@@ -114,12 +113,19 @@ class Where:
         mode = self.mode or ("nats" if self.path is None else "hybrid")
         if self.path is None and (mode != "nats" or self.nats is None):
             raise UsageError("say where: --path DIR, or --nats URL")
-        nats = None if self.nats is None else _nats_options(self.nats)
+        nats = None if self.nats is None else nats_options(self.nats)
         return vecmq.sync.open(self.path, mode=mode, nats=nats)
 
 
-def _nats_options(url: str) -> vecmq.NatsOptions:
-    """Take credentials out of the URL, else out of the environment (names of the nats CLI)."""
+def nats_options(url: str) -> vecmq.NatsOptions:
+    """Take credentials out of the URL, else out of the environment (names of the nats CLI).
+
+    Args:
+        url: "nats://host:port", with credentials before the host or without.
+
+    Returns:
+        NatsOptions whose url holds no secret.
+    """
     options = from_url(url)
     if options.user or options.token:
         return options
@@ -164,7 +170,19 @@ def save(file: str, document: dict[str, Any]) -> None:
     Raises:
         OSError: The file cannot be written.
     """
-    text = json.dumps(document, indent=1) + "\n"
+    save_text(file, json.dumps(document, indent=1) + "\n")
+
+
+def save_text(file: str, text: str) -> None:
+    """Write a text.
+
+    Args:
+        file: Path, or "-" for stdout.
+        text: What to write.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
     if file == "-":
         sys.stdout.write(text)
     else:

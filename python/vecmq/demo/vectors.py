@@ -23,10 +23,12 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from vecmq._cache import cache_dir
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["DIMENSIONS", "Corpus", "DemoDataError", "cache_dir", "load"]
+__all__ = ["DIMENSIONS", "Corpus", "DemoDataError", "load"]
 
 DIMENSIONS: Final = 256
 SENTENCE_CHARS_MIN: Final = 40
@@ -59,19 +61,6 @@ class Corpus:
     vectors: NDArray[np.float32]
     digest: str
     was_cached: bool
-
-
-def cache_dir() -> Path:
-    """Return where computed vectors are kept.
-
-    Returns:
-        VECMQ_CACHE_DIR, else XDG_CACHE_HOME/vecmq, else ~/.cache/vecmq. It need not exist.
-    """
-    if own := os.environ.get("VECMQ_CACHE_DIR"):
-        return Path(own)
-    if xdg := os.environ.get("XDG_CACHE_HOME"):
-        return Path(xdg) / "vecmq"
-    return Path.home() / ".cache" / "vecmq"
 
 
 def load() -> Corpus:

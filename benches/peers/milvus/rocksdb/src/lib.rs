@@ -1,0 +1,1 @@
+//! Empty: the archives that librocksdb-sys compiles are what the build wants.
