@@ -118,6 +118,21 @@ def test_rows_keep_their_own_seq_and_come_as_one_array(tmp_path: Path) -> None:
         assert received[0].headers == {"kind": "rows"}
 
 
+@pytest.mark.parametrize("mode", ["queue", "nats", "hybrid"])
+def test_one_row_is_a_row(tmp_path: Path, mode: Mode) -> None:
+    wide = np.arange(3 * MIB // 4, dtype=np.int32).reshape(2, -1)  # a block for each row
+    with vecmq.sync.open(tmp_path / "mq", mode=mode) as mq:
+        publisher, subscriber = mq.publisher("t"), mq.subscribe("t", "g")
+        for rows in (wide[:1], wide):
+            publisher.publish_rows(rows)
+            received: list[vecmq.Message] = []
+            while len(received) < len(rows):
+                received += subscriber.fetch(timeout_s=10) or pytest.fail("a row is missing")
+            assert [message.shape for message in received] == [wide.shape[1:]] * len(rows)
+            for message, row in zip(received, rows, strict=True):
+                assert np.array_equal(message.array(), row)
+
+
 def test_a_batch_of_rows_is_a_view(tmp_path: Path) -> None:
     rows = np.arange(64 * 8, dtype=np.float32).reshape(64, 8)
     with vecmq.sync.open(tmp_path / "mq", mode="queue") as mq:
@@ -260,6 +275,22 @@ def test_explain_says_where_and_why(tmp_path: Path) -> None:
         assert "1000 bytes" in warm.reason
         with pytest.raises(vecmq.ConfigError):
             mq.explain("t", -1)
+
+
+def test_a_topic_of_large_messages_learns_what_the_queue_would_cost(tmp_path: Path) -> None:
+    with vecmq.sync.open(tmp_path / "mq") as mq:
+        publisher = mq.publisher("t")
+        windows = 0
+        # A probe is one of a window of messages that take the other route.
+        while not mq.explain("t", MIB).learned:
+            assert windows < 100
+            publisher.publish_many([payload(MIB, number) for number in range(16)], timeout_s=60)
+            windows += 1
+        explanation = mq.explain("t", MIB)
+        assert explanation.queue_cost_s is not None
+        assert explanation.nats_cost_s is not None
+        assert 20e-6 < explanation.queue_cost_s < 1
+        assert 20e-6 < explanation.nats_cost_s < 1
 
 
 def test_a_message_larger_than_the_window(tmp_path: Path) -> None:

@@ -53,7 +53,8 @@ def rows_item(rows: object, headers: Headers) -> Item:
     count = shape[0]
     if not 1 <= count <= 1_000_000:
         raise PayloadError(f"publish_rows takes 1 to 1,000,000 rows, got {count}")
-    return view, writable, dtype, itemsize, shape, count, extra
+    # One row is a message like any other: its shape is the row's.
+    return view, writable, dtype, itemsize, shape if count > 1 else shape[1:], count, extra
 
 
 def pairs(headers: Mapping[str, str]) -> list[tuple[str, str]]:

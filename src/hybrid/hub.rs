@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::frame::ProducerId;
+use crate::hybrid::busy::BusyTime;
 use crate::hybrid::options::{HubOptions, Mode};
 use crate::hybrid::topic::HubTopic;
 use crate::hybrid::{resolve, runtime};
@@ -53,6 +54,7 @@ pub(super) struct Shared {
     pub(super) epoch: u32,
     pub(super) counters: Counters,
     router: Mutex<Router>,
+    nats_busy: Mutex<BusyTime>,
     started: Instant,
     closed: AtomicBool,
 }
@@ -87,6 +89,11 @@ impl Shared {
         if let Some(change) = change {
             log::info!("{change}");
         }
+    }
+
+    /// The busy time of the NATS route, over all topics: they share a connection and a server.
+    pub(super) fn nats_busy(&self) -> MutexGuard<'_, BusyTime> {
+        self.nats_busy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn router(&self) -> MutexGuard<'_, Router> {
@@ -146,6 +153,7 @@ impl Hub {
             epoch,
             counters: Counters::default(),
             router: Mutex::new(router),
+            nats_busy: Mutex::new(BusyTime::default()),
             started: Instant::now(),
             closed: AtomicBool::new(false),
         });

@@ -12,6 +12,7 @@
 //! | `entry` | the bytes of a journal entry |
 //! | `topic` | one topic: its journal, its stream, the lane that keeps frames in call order |
 //! | `publish` | submission -> route -> journal -> receipt |
+//! | `busy` | what a message costs a route that works on many at once |
 //! | `runtime` | the tokio runtime that both directions share |
 //! | `resolve` | what became of an intent whose `PubAck` never came |
 //! | `subscribe` | entries -> messages, in order, large ones prefetched from the stream |
@@ -19,6 +20,7 @@
 //! | `stream_subscribe` | the subscription of mode `nats`, where the stream is the only store |
 
 mod acks;
+mod busy;
 mod entry;
 mod hub;
 mod options;

@@ -24,7 +24,8 @@ pub struct RouterConfig {
     pub hysteresis: f64,
     /// The threshold stays at least this long where it moved to.
     pub dwell: Duration,
-    /// One message in so many, of those near the threshold, goes the other way; 0: none.
+    /// One message in so many, of those not far below the threshold, goes the other way; 0:
+    /// none.
     pub probe_every: u32,
 }
 
