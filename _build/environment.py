@@ -91,7 +91,11 @@ def compiler_include() -> str:
 
 def core_variables() -> dict[str, str]:
     """Returns the variables of a build of `error`, `frame` and `router` alone."""
-    return {"CARGO_TARGET_DIR": os.environ.get("CARGO_TARGET_DIR") or str(cache_dir() / "target")}
+    return {
+        "CARGO_TARGET_DIR": os.environ.get("CARGO_TARGET_DIR") or str(cache_dir() / "target"),
+        # Clones share that directory: what one of them compiled must not pass for another's.
+        "VECMQ_CLONE": str(ROOT),
+    }
 
 
 def bindgen_variables() -> dict[str, str]:

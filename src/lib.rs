@@ -30,4 +30,7 @@ pub mod hybrid;
 #[cfg(feature = "python")]
 mod py;
 
+/// Makes cargo compile this crate anew for another clone that shares the target directory.
+const _: Option<&str> = option_env!("VECMQ_CLONE");
+
 pub use error::{Error, ErrorKind, Result};

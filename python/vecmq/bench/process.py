@@ -16,6 +16,7 @@ from typing import Any, Final, Self
 
 from vecmq.bench.contender import Contender
 from vecmq.bench.measure import Meter, disk_use
+from vecmq.bench.memory import warm, warm_bytes
 from vecmq.bench.worker import ServerSpec, Spec
 from vecmq.errors import Error
 from vecmq.server import EmbeddedServer
@@ -85,6 +86,7 @@ class Worker:
             BenchError: The worker failed.
         """
         self._ask(f"prepare {number}")
+        warm(warm_bytes(sum(self._spec.sizes)))
         meter = Meter(self._process.pid, self._server_pids)
         meter.start()
         try:
@@ -142,10 +144,12 @@ class Worker:
         with contextlib.suppress(BrokenPipeError):
             process.stdin.close()
         try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            # With its children: it is the leader of its session.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        process.stdout.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_S)
+        finally:
+            if process.poll() is None:
+                # With its children: it is the leader of its session.
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            process.stdout.close()
