@@ -47,10 +47,10 @@ CRATE_OWNERS = {
 # Python modules from the bottom up; a module may import from its own row and from those above it.
 # A package counts as its name.
 PYTHON_ROWS: list[set[str]] = [
-    {"errors", "_native"},
+    {"errors", "_native", "_cache"},
     {"retention", "_payload", "_batch", "_messages", "_watchdog", "_server_process"},
     {"server", "_server_store", "config", "_config_keys"},
-    {"aio", "sync", "bridge", "reader", "_options"},
+    {"aio", "sync", "bridge", "reader", "_options", "_context"},
     {"__init__"},
     {"bench", "demo", "migrate"},
     {"cli", "__main__"},

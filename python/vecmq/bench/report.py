@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vecmq.bench.contender import Contender
     from vecmq.bench.runner import Progress as OnProgress
 
-__all__ = ["add_table", "progress", "show"]
+__all__ = ["add_table", "progress", "show", "steps"]
 
 TIME_COLUMNS: Final = (
     *("s/op\nmin", "s/op\nmedian", "s/op\nmax", "MB/s", "msg/s"),
@@ -57,6 +57,29 @@ def progress(console: Console, plan: Plan) -> Iterator[OnProgress]:
     """
     running = [contender for contender in plan.contenders if contender.missing is None]
     total = len(plan.cases) * len(running) * (plan.ops + plan.warmup)
+    with steps(console, total) as step:
+
+        def update(
+            case: Case, contender: Contender, number: int, sample: dict[str, Any] | None
+        ) -> None:
+            counted = number - plan.warmup + 1
+            turn = f"round {counted} of {plan.ops}" if counted > 0 else "warm-up"
+            step(f"{case.name} x {case.count:,}, {contender.name}, {turn}", sample)
+
+        yield update
+
+
+@contextmanager
+def steps(console: Console, total: int) -> Iterator[Callable[[str, dict[str, Any] | None], None]]:
+    """Show a bar on a terminal, else a line for each step.
+
+    Args:
+        console: Where progress goes.
+        total: How many there are.
+
+    Yields:
+        What to call before a step, with its name and None, and after it, with its sample.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -67,12 +90,7 @@ def progress(console: Console, plan: Plan) -> Iterator[OnProgress]:
     with shown as bar:
         task = bar.add_task("starting", total=total)
 
-        def update(
-            case: Case, contender: Contender, number: int, sample: dict[str, Any] | None
-        ) -> None:
-            counted = number - plan.warmup + 1
-            turn = f"round {counted} of {plan.ops}" if counted > 0 else "warm-up"
-            name = f"{case.name} x {case.count:,}, {contender.name}, {turn}"
+        def update(name: str, sample: dict[str, Any] | None) -> None:
             if sample is None:
                 bar.update(task, description=name)
                 return

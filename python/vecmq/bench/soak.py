@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["show", "trend"]
 
-PARTS: Final = 10
+STRETCHES_COUNT: Final = 10
 
 
 def trend(row: Row) -> tuple[float, float]:
@@ -29,7 +29,7 @@ def trend(row: Row) -> tuple[float, float]:
         Seconds of the last over those of the first (medians), and by how many bytes the client's
         and the server's memory at the peak grew.
     """
-    count = max(len(row.samples) // PARTS, 1)
+    count = max(len(row.samples) // STRETCHES_COUNT, 1)
     first, last = row.samples[:count], row.samples[-count:]
 
     def median(samples: list[dict[str, float]], *keys: str) -> float:
@@ -78,7 +78,7 @@ def show(console: Console, result: Result) -> None:
 
 
 def _lines(row: Row) -> list[list[str]]:
-    step = max(len(row.samples) // PARTS, 1)
+    step = max(len(row.samples) // STRETCHES_COUNT, 1)
     lines = []
     for first in range(0, len(row.samples), step):
         samples = row.samples[first : first + step]

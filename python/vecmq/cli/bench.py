@@ -269,6 +269,56 @@ def soak(
 
 @bench.command(
     help_epilogue=examples(
+        "vecmq bench ingest",
+        "vecmq bench ingest --vectors 50000 --routes none,hybrid --json ingest.json",
+    )
+)
+def ingest(
+    *,
+    vectors: int = 500_000,
+    dimensions: int = 128,
+    ops: int = 3,
+    routes: str = "none,queue,nats,hybrid",
+    path: Path | None = None,
+    json: JsonFile = None,
+) -> int:
+    """Ingest vectors into an index that is searched meanwhile: the blog's Table 2, smaller.
+
+    Half of the vectors come in small batches, half in large ones; a faiss index (IVF-flat) takes
+    them while one thread searches it and another one asks for vectors by id. Everything is
+    verified, the index too.
+
+    Args:
+        vectors: Vectors of an operation; memory is the limit.
+        dimensions: Of a vector, float32.
+        ops: Operations a route, interleaved.
+        routes: Some of none, queue, nats, hybrid, with commas between; none: without a queue.
+        path: Directory for the stores, which are deleted. Default: the temporary directory.
+        json: Write everything as JSON to this file, or - for stdout (then without tables).
+    """
+    _refuse_debug()
+    from vecmq.bench import ingest as into_index
+    from vecmq.bench import report
+
+    names = tuple(name.strip() for name in routes.split(","))
+    options = into_index.IngestOptions(names, vectors, dimensions, ops, path=path)
+    with report.steps(Console(stderr=True), ops * len(names)) as step:
+
+        def progress(route: str, number: int, sample: dict[str, Any] | None) -> None:
+            step(f"{route}, round {number + 1} of {ops}", sample)
+
+        result = into_index.run(options, progress)
+    if json != "-":
+        into_index.show(data_console(), result)
+    if json is not None:
+        save(json, result.document())
+    if not result.is_good:
+        return EXIT_FAILED
+    return EXIT_INTERRUPTED if result.is_interrupted else 0
+
+
+@bench.command(
+    help_epilogue=examples(
         "vecmq bench codec embeddings.npy", "vecmq bench codec arrays/ --json codecs.json"
     )
 )
