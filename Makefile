@@ -17,10 +17,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help build-dev build-prod demo lint format test test-core test-rust test-python test-slow \
-        bench bench-smoke fuzz check clean venv-demo venv-check
+        bench bench-smoke bench-rust bench-python bench-instructions peers fuzz check clean venv-demo \
+        venv-check
 
 help:  ## Show this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv-demo:
 	@$(PYTHON) _build/setup_venv.py demo
@@ -75,8 +76,22 @@ test-slow: venv-check build-prod  ## All that and the slow tests, with many more
 bench: build-prod  ## The four workloads on queue, nats and hybrid
 	.venv/bin/vecmq bench table1
 
-bench-smoke: build-prod
+bench-smoke: venv-check build-prod bench-instructions
 	.venv/bin/vecmq bench table1 --scale 0.1
+	$(RUN) cargo bench --locked --bench frame --bench router --bench queue -- --test
+	$(VENV_PYTHON) -m pytest benches/python --benchmark-disable
+
+bench-rust: venv-demo  ## Micro-benchmarks of frame, router and queue (criterion)
+	$(RUN) cargo bench --locked --bench frame --bench router --bench queue
+
+bench-python: venv-check build-prod  ## Micro-benchmarks of the Python API (pytest-benchmark)
+	$(VENV_PYTHON) -m pytest benches/python --benchmark-only
+
+bench-instructions: venv-demo  ## Instructions of the hot paths, against benches/callgrind.json (valgrind)
+	$(RUN_CORE) $(VENV_PYTHON) benches/callgrind.py
+
+peers:  ## Build what `vecmq bench --peers` compares with; minutes, into the cache
+	$(PYTHON) benches/peers/build.py
 
 fuzz: venv-check  ## 20,000 generated cases for each property of the frame
 	PROPTEST_CASES=$(PROPTEST_FUZZ) $(RUN_CORE) $(CARGO_TEST) --release \
