@@ -48,6 +48,7 @@ MEASURED_FROM_OUTSIDE = {
     *("server_peak_bytes", "is_peak_exact", "points", "apparent_bytes", "allocated_bytes"),
 }
 LIMITS = limits.Limits(1e9, 1e9, 1e9, 1e-4)
+SMALL = runner.Case("1 KB", 1024, 50_000)
 TOOLS = Path(__file__).parent
 
 
@@ -72,10 +73,14 @@ def shown(result: runner.Result, width: int = 120) -> str:
     return console.export_text()
 
 
-def row_of(seconds: list[float], name: str = "queue", **changes: Any) -> runner.Row:
+def row_of(
+    seconds: list[float],
+    name: str = "queue",
+    case: runner.Case = SMALL,
+    **changes: Any,
+) -> runner.Row:
     samples = [SAMPLE | {"seconds": value} | changes for value in seconds]
-    (who,) = contender.find_routes([name])
-    case = runner.Case("1 KB", 1024, 50_000)
+    who = contender.Contender(name, is_route=name in contender.ROUTES)
     return runner.Row(case, who, samples=samples, warmups=[SAMPLE])
 
 

@@ -104,8 +104,9 @@ proptest! {
         let mut frames = frames(&message, chunk, codec);
         let lost = usize::try_from(lost % frames.len() as u64).unwrap();
         frames.remove(lost);
-        prop_assume!(!frames.is_empty());
-        let mut assembly = Assembly::new(&frames[0].header, LIMIT).unwrap();
+        // Of a message in one frame nothing is left that could be taken for a message.
+        let Some(first) = frames.first() else { return Ok(()) };
+        let mut assembly = Assembly::new(&first.header, LIMIT).unwrap();
         for frame in &frames {
             prop_assert!(!assembly.accept(&frame.header, &frame.body).unwrap());
         }

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 
 from bench_tools import (
     result_of,
@@ -16,6 +19,7 @@ from bench_tools import (
 from vecmq.bench import (
     compare,
     document,
+    goals,
     latency,
     mix,
     runner,
@@ -120,3 +124,57 @@ def test_compare_names_other_conditions() -> None:
     after["machine"]["kernel"] = "1.0"
     lines = compare.warnings(before, after)
     assert [line.split(" differs")[0] for line in lines] == ["kernel", "option codec"]
+
+
+def goal_document(*rows: runner.Row) -> dict[str, Any]:
+    return document.document(result_of(list(rows)))
+
+
+def goal_of(*documents: dict[str, Any], name: str, against: str) -> goals.Outcome:
+    found = goals.outcomes(documents)
+    assert [one.goal for one in found] == list(goals.GOALS)
+    [outcome] = [
+        one for one in found if one.goal.name == name and one.goal.against.startswith(against)
+    ]
+    return outcome
+
+
+def test_a_goal_is_met_missed_or_not_measured() -> None:
+    case = runner.Case("64 KB", 64 << 10, 10_000)
+    mine = row_of([1.0, 1.1, 1.2], "queue", case=case)
+    wanted = {"name": "queue: publish and receive 64 KB x 10,000", "against": "milvus-rocksmq"}
+    assert goal_of(goal_document(mine), **wanted).verdict == "not measured"
+    for seconds, verdict in ((10.0, "met"), (2.0, "missed")):
+        theirs = row_of([seconds] * 3, "milvus-rocksmq", case=case)
+        outcome = goal_of(goal_document(mine, theirs), **wanted)
+        assert (outcome.verdict, outcome.peer) == (verdict, "milvus-rocksmq")
+        assert outcome.value == pytest.approx(1.1 / seconds)
+        assert not outcome.note
+        apart = goal_of(goal_document(mine), goal_document(theirs), **wanted)
+        assert (apart.verdict, apart.note) == (verdict, "of two runs")
+
+
+def test_a_part_of_the_work_or_another_level_answers_no_goal() -> None:
+    wanted = {"name": "queue: publish and receive 64 KB x 10,000", "against": "milvus-rocksmq"}
+    short = runner.Case("64 KB", 64 << 10, 1_000)
+    rows = [row_of([1.0], name, case=short) for name in ("queue", "milvus-rocksmq")]
+    assert goal_of(goal_document(*rows), **wanted).verdict == "not measured"
+    whole = runner.Case("64 KB", 64 << 10, 10_000)
+    mine = row_of([1.0], "queue", case=whole)
+    theirs = row_of([1.0], "milvus-rocksmq", case=whole, levels=["none"])
+    outcome = goal_of(goal_document(mine, theirs), **wanted)
+    assert (outcome.verdict, outcome.note) == (
+        "not measured",
+        "stored against none: not comparable",
+    )
+
+
+def test_goals_of_memory_are_bytes_without_the_payloads() -> None:
+    case = runner.Case("1 KB", 1024, 50_000)
+    row = row_of([0.1], "queue", case=case, client_peak_bytes=150 << 20)
+    wanted = {"name": "queue: publish and receive 1 KB x 50,000, memory of the client"}
+    outcome = goal_of(goal_document(row), **wanted, against="a fixed limit")
+    assert (outcome.verdict, outcome.value) == ("missed", (150 << 20) - 50_000 * 1024)
+    console = Console(file=io.StringIO(), width=160)
+    goals.show(console, goals.outcomes([goal_document(row)]))
+    assert "101 MB" in console.file.getvalue()  # type: ignore[attr-defined]

@@ -368,6 +368,32 @@ def compare(before: Path, after: Path) -> int:
     return 0
 
 
+@bench.command(
+    help_epilogue=examples(
+        "vecmq bench table1 --peers all --json table1.json && vecmq bench goals table1.json"
+    )
+)
+def goals(first: Path, /, *others: Path, json: JsonFile = None) -> int:
+    """Show which of the goals against the peers the results meet.
+
+    A goal that none of the results answers is shown as not measured.
+
+    Args:
+        first: A result that --json wrote.
+        others: More of them; of two that answer the same goal the later one counts.
+        json: Write the rows as JSON to this file, or - for stdout (then without a table).
+    """
+    from vecmq.bench import goals as aims
+    from vecmq.bench.document import load
+
+    found = aims.outcomes([load(path) for path in (first, *others)])
+    if json != "-":
+        aims.show(data_console(), found)
+    if json is not None:
+        save(json, {"schema": "vecmq-goals-1", "goals": aims.to_values(found)})
+    return 0
+
+
 def _case(size: str, msgs: int, batch: int | None) -> Case:
     from vecmq.bench.runner import Case
     from vecmq.bench.sweep import parse_size, size_name
