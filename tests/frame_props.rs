@@ -208,9 +208,11 @@ proptest! {
     fn a_damaged_body_is_refused(
         message in message(), codec in codec(), place in any::<u64>(), bit in 0_u8..8,
     ) {
-        prop_assume!(!message.payload.is_empty());
         let frame = &frames(&message, 400_000, codec)[0];
         let mut body = frame.body.to_vec();
+        if body.is_empty() {
+            return Ok(());
+        }
         let place = usize::try_from(place % body.len() as u64).unwrap();
         body[place] ^= 1 << bit;
         let mut assembly = Assembly::new(&frame.header, LIMIT).unwrap();

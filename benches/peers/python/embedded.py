@@ -17,9 +17,9 @@ from typing import Any
 from peer import (
     EXTRA_S,
     STALL_S,
-    WINDOW_BYTES,
     Checker,
     Spec,
+    cut,
     make_payloads,
     make_sample,
     receive_window,
@@ -179,27 +179,6 @@ class Embedded:
                 continue
             wait_s = (started_ns + first * step_ns - now_ns) / 1e9
             time.sleep(max(wait_s - SPIN_S, 0.0))
-
-
-def cut(payloads: list[bytes], msgs_max: int) -> list[list[bytes]]:
-    """Cuts messages into calls.
-
-    Args:
-        payloads: Messages.
-        msgs_max: Messages of a call, at most.
-
-    Returns:
-        Lists of at most msgs_max messages and WINDOW_BYTES bytes (but one message at least).
-    """
-    windows: list[list[bytes]] = []
-    room = 0
-    for payload in payloads:
-        if not windows or len(windows[-1]) == msgs_max or len(payload) > room:
-            windows.append([])
-            room = WINDOW_BYTES
-        windows[-1].append(payload)
-        room -= len(payload)
-    return windows
 
 
 class _Reader(threading.Thread):

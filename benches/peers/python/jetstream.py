@@ -16,7 +16,7 @@ import time
 from abc import ABC, abstractmethod
 from array import array
 from collections import deque
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
@@ -41,6 +41,7 @@ PREPARE_TIMEOUT_S = 300.0
 SPIN_S = 0.0002
 
 T = TypeVar("T")
+WaitDue = Callable[[int], Awaitable[None]]
 
 
 class Client(ABC):
@@ -93,6 +94,24 @@ class Client(ABC):
     async def publish_one(self, name: str, payload: bytes) -> None:
         """Publishes one message and waits for its acknowledgement."""
         await (await self.publish(name, payload))
+
+    async def publish_all(
+        self, name: str, payloads: Sequence[bytes], window: int, wait_due: WaitDue | None
+    ) -> None:
+        """Publishes messages in their order and waits for all acknowledgements.
+
+        Args:
+            name: Subject.
+            payloads: Messages.
+            window: How many may be in flight.
+            wait_due: Returns when the message of that number is due; None: all are due at once.
+        """
+        in_flight = _Window(self, name, window)
+        for number, payload in enumerate(payloads):
+            if wait_due is not None:
+                await wait_due(number)
+            await in_flight.publish(payload)
+        await in_flight.drain()
 
     @abstractmethod
     async def subscribe(self, name: str, batch: int) -> None:
@@ -243,28 +262,26 @@ class JetStream:
         # The receiver, too, is to find its loop running.
         await asyncio.sleep(0)
         started = time.monotonic_ns()
-        if self._spec.rate_per_s is not None:
-            await self._publish_due(started, self._spec.rate_per_s)
-        elif self._window == 1 and self._spec.batch == 1:
+        if self._spec.batch == 1 and self._spec.rate_per_s is None:
             for payload in self._payloads:
                 await self._client.publish_one(self._stream, payload)
         else:
-            window = _Window(self._client, self._stream, self._window)
-            for payload in self._payloads:
-                await window.publish(payload)
-            await window.drain()
+            wait_due = self._clock(started)
+            await self._client.publish_all(self._stream, self._payloads, self._window, wait_due)
         return started, time.monotonic_ns()
 
-    async def _publish_due(self, started_ns: int, rate_per_s: float) -> None:
-        window = _Window(self._client, self._stream, self._window)
-        step_ns = 1e9 / rate_per_s
-        for number, payload in enumerate(self._payloads):
+    def _clock(self, started_ns: int) -> WaitDue | None:
+        if self._spec.rate_per_s is None:
+            return None
+        step_ns = 1e9 / self._spec.rate_per_s
+
+        async def wait_due(number: int) -> None:
             due_ns = started_ns + number * step_ns
             # No event comes; it is time that is waited for.
             while (wait_s := (due_ns - time.monotonic_ns()) / 1e9) > 0:  # noqa: ASYNC110
                 await asyncio.sleep(max(wait_s - SPIN_S, 0.0))
-            await window.publish(payload)
-        await window.drain()
+
+        return wait_due
 
 
 class _Window:

@@ -129,6 +129,27 @@ def make_payloads(spec: Spec, number: int) -> list[bytes]:
     ]
 
 
+def cut(payloads: Sequence[bytes], msgs_max: int) -> list[list[bytes]]:
+    """Cuts messages into calls.
+
+    Args:
+        payloads: Messages.
+        msgs_max: Messages of a call, at most.
+
+    Returns:
+        Lists of at most msgs_max messages and WINDOW_BYTES bytes (but one message at least).
+    """
+    windows: list[list[bytes]] = []
+    room = 0
+    for payload in payloads:
+        if not windows or len(windows[-1]) == msgs_max or len(payload) > room:
+            windows.append([])
+            room = WINDOW_BYTES
+        windows[-1].append(payload)
+        room -= len(payload)
+    return windows
+
+
 class Checker:
     """Compares every byte that arrives with what was sent.
 

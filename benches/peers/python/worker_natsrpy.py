@@ -1,19 +1,21 @@
-"""natsrpy: `publish(wait=True)` with acknowledgements in flight, `fetch`.
+"""natsrpy: `publish`, every so often with `wait=True`; `fetch`.
 
-natsrpy hands each message to a task of its own, so several in flight can overtake each other.
+natsrpy hands each message to a task of its own, so that several `publish` at once can overtake
+each other. They keep their order when each is handed over before the next, which `publish` without
+`wait=True` tells; then the last one's acknowledgement, with its sequence, stands for all.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import sys
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
-from jetstream import ACK_PENDING_MSGS, CONSUMER, Client, JetStream
+from jetstream import ACK_PENDING_MSGS, CONSUMER, Client, JetStream, WaitDue
 from natsrpy import Nats
 from natsrpy.js import AckPolicy, PullConsumerConfig, StorageType, StreamConfig
-from peer import main
+from peer import PeerError, cut, main
 
 TIMEOUT_S = 60.0
 
@@ -21,8 +23,7 @@ TIMEOUT_S = 60.0
 class Natsrpy(Client):
     """A connection of natsrpy."""
 
-    # More overtake each other more often, and are no faster.
-    window_msgs = 128
+    window_msgs = 512
     fetch_msgs = 512
 
     def __init__(self) -> None:
@@ -51,6 +52,22 @@ class Natsrpy(Client):
         """Hands a message over."""
         ack: Awaitable[Any] = self._js.publish(name, payload, wait=True)
         return ack
+
+    async def publish_all(
+        self, name: str, payloads: Sequence[bytes], window: int, wait_due: WaitDue | None
+    ) -> None:
+        """Publishes messages in their order and waits for all acknowledgements."""
+        number = 0
+        for group in cut(payloads, window):
+            ack: Any = None
+            last = number + len(group) - 1
+            for payload in group:
+                if wait_due is not None:
+                    await wait_due(number)
+                ack = await self._js.publish(name, payload, wait=number == last)
+                number += 1
+            if ack.sequence != number:
+                raise PeerError(f"expected {number} messages in the stream, got {ack.sequence}")
 
     async def subscribe(self, name: str, batch: int) -> None:  # noqa: ARG002
         """Makes a pull consumer."""
