@@ -129,7 +129,7 @@ impl Message {
         Ok(self.get(py)?.route.name())
     }
 
-    /// Message id; a receipt's, but each packed row has its own (the receipt: the first one's).
+    /// Message id, equal to the receipt's; each packed row has its own, the receipt the first.
     #[getter]
     fn id(&self, py: Python<'_>) -> PyResult<String> {
         Ok(self.get(py)?.id.to_string())

@@ -12,7 +12,8 @@ use vecmq::frame::{Layout, MessageId, Outgoing, ProducerId};
 use vecmq::nats::{Auth, Connection, NatsOptions, StreamLimits};
 
 /// How long a server may take to be ready.
-const READY: Duration = Duration::from_secs(10);
+/// After kill -9 a server reads its whole store again.
+const READY: Duration = Duration::from_mins(1);
 
 pub(crate) struct Server {
     directory: tempfile::TempDir,

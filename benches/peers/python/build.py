@@ -83,8 +83,8 @@ PEERS = {
         lambda _: True,
         ("natsrpy",),
         "JetStream; `publish` one after the other, `wait=True` for the last of a batch, whose ack "
-        "counts for all (with several acks in flight, a third faster at 1 KB, messages overtake "
-        "each other); pull consumer, `fetch`; two processes",
+        "counts for all (with acks in flight, faster at 1 KB alone, messages overtake each other); "
+        "pull consumer, `fetch`; two processes",
     ),
     "rocksdict": Peer(
         "CPython >= 3.11",

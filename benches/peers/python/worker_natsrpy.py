@@ -8,6 +8,7 @@ each other. They keep their order when each is handed over before the next, whic
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import sys
 from collections.abc import Awaitable, Sequence
 from typing import Any
@@ -15,9 +16,10 @@ from typing import Any
 from jetstream import ACK_PENDING_MSGS, CONSUMER, Client, JetStream, WaitDue
 from natsrpy import Nats
 from natsrpy.js import AckPolicy, PullConsumerConfig, StorageType, StreamConfig
-from peer import PeerError, cut, main
+from peer import PeerError, Spec, cut, main
 
 TIMEOUT_S = 60.0
+SMALL_BYTES = 4096
 
 
 class Natsrpy(Client):
@@ -91,5 +93,13 @@ class Natsrpy(Client):
         await self._last.ack()
 
 
+def open_session(spec: Spec) -> JetStream:
+    """Makes it ready."""
+    if sum(spec.sizes_bytes) <= SMALL_BYTES * spec.count:
+        # To wake further threads for each message takes longer than the message.
+        os.environ["TOKIO_WORKER_THREADS"] = "1"
+    return JetStream(spec, Natsrpy)
+
+
 if __name__ == "__main__":
-    sys.exit(main(lambda spec: JetStream(spec, Natsrpy)))
+    sys.exit(main(open_session))
