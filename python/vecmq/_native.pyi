@@ -101,7 +101,7 @@ class Message:
         """The route it came by: "queue" or "nats"."""
     @property
     def id(self) -> str:
-        """Message id, equal to the receipt's; each packed row has its own, the receipt the first."""
+        """Message id: the receipt's; each packed row has its own, and the receipt the first."""
     @property
     def headers(self) -> dict[str, str]:
         """The publisher's headers, as a new dict; of a repeated key the last value."""

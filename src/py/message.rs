@@ -129,7 +129,7 @@ impl Message {
         Ok(self.get(py)?.route.name())
     }
 
-    /// Message id, equal to the receipt's; each packed row has its own, the receipt the first.
+    /// Message id: the receipt's; each packed row has its own, and the receipt the first.
     #[getter]
     fn id(&self, py: Python<'_>) -> PyResult<String> {
         Ok(self.get(py)?.id.to_string())
