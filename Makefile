@@ -17,8 +17,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help build-dev build-prod demo lint format test test-core test-rust test-python test-slow \
-        bench bench-smoke bench-rust bench-python bench-instructions peers fuzz check clean venv-demo \
-        venv-check
+        bench bench-smoke bench-rust bench-python bench-instructions peers fuzz check clean \
+        venv-demo venv-check
 
 help:  ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -87,7 +87,7 @@ bench-rust: venv-demo  ## Micro-benchmarks of frame, router and queue (criterion
 bench-python: venv-check build-prod  ## Micro-benchmarks of the Python API (pytest-benchmark)
 	$(VENV_PYTHON) -m pytest benches/python --benchmark-only
 
-bench-instructions: venv-demo  ## Instructions of the hot paths, against benches/callgrind.json (valgrind)
+bench-instructions: venv-demo  ## Instructions of the hot paths against callgrind.json
 	$(RUN_CORE) $(VENV_PYTHON) benches/callgrind.py
 
 peers:  ## Build what `vecmq bench --peers` compares with; minutes, into the cache
