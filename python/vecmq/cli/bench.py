@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from cyclopts import App, Parameter
 from rich.console import Console
+from rich.text import Text
 
 import vecmq
 from vecmq.cli.base import (
@@ -459,7 +460,7 @@ def _measure(
             from vecmq.bench import plot as plots
 
             draw = getattr(plots, plot)
-            console.print(draw(values, is_colored=console.is_terminal), markup=False)
+            console.print(Text.from_ansi(draw(values, is_colored=console.is_terminal)))
     if run.json is not None:
         save(run.json, values)
     if run.csv is not None:
