@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     Chart = alt.LayerChart | alt.FacetChart | alt.Chart | alt.ConcatChart | alt.VConcatChart
 
-__all__ = ["check_installed", "to_html"]
+__all__ = ["charts", "check_installed", "to_html"]
 
 WIDTH: Final = 800
 THIRD_WIDTH: Final = 260
@@ -67,13 +67,13 @@ def to_html(document: dict[str, Any]) -> str:
         ConfigError: altair or vl-convert is not installed.
     """
     check_installed()
-    charts = _charts(document) if _finished(document) else []
+    drawn = charts(document) if _finished(document) else []
     pieces = [
         f"<h1>{_escape(document['title'])}</h1>",
         _verdict(document),
         *(
             _section(name, text, f'<div id="chart-{index}"></div>')
-            for index, (name, text, _) in enumerate(charts)
+            for index, (name, text, _) in enumerate(drawn)
         ),
         _section("Figures", FIGURES_NOTE, f'<div class="wide">{_figures(document)}</div>'),
         _section("Conditions", "", _conditions(document)),
@@ -83,7 +83,7 @@ def to_html(document: dict[str, Any]) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f"<title>{title}</title><style>{STYLE}</style></head>\n<body>\n"
         + "\n".join(pieces)
-        + f"\n{_scripts([chart for _, _, chart in charts])}\n</body></html>\n"
+        + f"\n{_scripts([chart for _, _, chart in drawn])}\n</body></html>\n"
     )
 
 
@@ -233,24 +233,32 @@ METHOD: Final = (
 # ---- charts
 
 
-def _charts(document: dict[str, Any]) -> list[tuple[str, str, Chart]]:
+def charts(document: dict[str, Any]) -> list[tuple[str, str, Chart]]:
+    """Draw a result.
+
+    Args:
+        document: A result with at least one finished row.
+
+    Returns:
+        Heading, a sentence, and the chart, for each.
+    """
     rows = _finished(document)
     colors = _colors(rows)
     command = document["command"]
-    charts: list[tuple[str, str, Chart]] = []
+    drawn: list[tuple[str, str, Chart]] = []
     if command == "sweep":
-        charts.append(("Crossover", *_crossover(document, rows, colors)))
+        drawn.append(("Crossover", *_crossover(document, rows, colors)))
     if any(row["latency"] for row in rows):
-        charts.append(("Latency", *_latency(rows, colors)))
-    charts.append(("Time", *_time(rows, colors)))
+        drawn.append(("Latency", *_latency(rows, colors)))
+    drawn.append(("Time", *_time(rows, colors)))
     if command == "soak":
-        charts.append(("Over the operations", *_over_operations(rows, colors)))
+        drawn.append(("Over the operations", *_over_operations(rows, colors)))
     if any(row["ratio"] for row in rows):
         text = "Seconds over the baseline's, round by round: median, least and greatest."
-        charts.append((f"Compared with {document['baseline']}", text, _ratios(rows)))
+        drawn.append((f"Compared with {document['baseline']}", text, _ratios(rows)))
     if any(sample.get("points") for row in rows for sample in row["samples"]):
-        charts.append(("Memory and CPU", *_usage(rows, colors)))
-    return charts
+        drawn.append(("Memory and CPU", *_usage(rows, colors)))
+    return drawn
 
 
 def _colors(rows: Sequence[dict[str, Any]]) -> Any:
