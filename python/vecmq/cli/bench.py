@@ -107,7 +107,7 @@ def table1(*, scale: float = 1.0, run: Run = RUN) -> int:
     """Publish and subscribe one topic until the last is received: 5 MB x 100 to 1 KB x 50,000.
 
     The four workloads of the Milvus blog's Table 1, on each route in turn, a process for each
-    route. A full run takes some minutes, and disk for (ops + warmup) x contenders x 625 MiB x 2.
+    route. A full run takes some minutes, and disk for (ops + warmup) x contenders x 625 MiB x 1.5.
     Refuses to run on a debug build (exit code 2). Exit code 1 when anything was lost, doubled,
     changed or out of order.
 
