@@ -165,6 +165,33 @@ async fn a_killed_server_loses_and_doubles_nothing() {
     assert_eq!(stored, frames);
 }
 
+/// More than the server keeps for a client (`max_pending`); asked for in pieces.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_large_messages_are_fetched_at_once() {
+    let server = Server::start(MIB);
+    let topic = server.connect().await.topic("t", &limits()).await.unwrap();
+    let producer = ProducerId::random();
+    let mut fetches = Vec::new();
+    for seq in 1..=40 {
+        let message = outgoing(producer, seq, 5 * MIB);
+        let ack = publish(&topic, &message).await.unwrap();
+        fetches.push((topic.clone(), message, ack.manifest_seq));
+    }
+    // One of many frames as well: a single request would bring all of it.
+    let huge = outgoing(producer, 41, 100 * MIB);
+    let ack = publish(&topic, &huge).await.unwrap();
+    fetches.push((topic.clone(), huge, ack.manifest_seq));
+    let tasks = fetches.into_iter().map(|(topic, message, manifest_seq)| {
+        tokio::spawn(async move {
+            let (incoming, _) = topic.fetch(&message.id, manifest_seq, LIMIT).await.unwrap();
+            assert!(incoming.payload == message.payload);
+        })
+    });
+    for task in tasks.collect::<Vec<_>>() {
+        task.await.unwrap();
+    }
+}
+
 /// Frames of a message on a server with a `max_payload` of 1 MiB.
 fn frames(length: usize) -> u64 {
     if length > MIB { 3 } else { 1 }

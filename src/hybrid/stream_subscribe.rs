@@ -161,7 +161,7 @@ async fn pump(
             inbox.put(Err(ended));
             return;
         }
-        if !warned {
+        if !warned && !topic.shared.is_closed() {
             log::warn!("topic {:?}: subscription {group:?} waits: {ended}", topic.name);
             warned = true;
         }

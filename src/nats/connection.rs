@@ -1,15 +1,18 @@
 //! One connection; makes streams.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::context::ContextBuilder;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, StorageType};
 use async_nats::jetstream::{Context, ErrorCode};
 use async_nats::{Client, ConnectErrorKind, ConnectOptions};
+use tokio::sync::Semaphore;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::name::validate_name;
 use crate::nats::errors;
+use crate::nats::fetch::FETCH_KIB_MAX;
 use crate::nats::options::{Auth, NatsOptions, StreamLimits, redacted};
 use crate::nats::topic::JetTopic;
 
@@ -25,6 +28,7 @@ const ACKS_MAX: usize = 65_536;
 pub struct Connection {
     client: Client,
     context: Context,
+    fetch_budget: Arc<Semaphore>,
 }
 
 impl Connection {
@@ -53,7 +57,7 @@ impl Connection {
             .ack_timeout(Duration::from_secs(30))
             .max_ack_inflight(ACKS_MAX)
             .build(client.clone());
-        Ok(Self { client, context })
+        Ok(Self { client, context, fetch_budget: Arc::new(Semaphore::new(FETCH_KIB_MAX)) })
     }
 
     /// The largest message that the server takes, headers included, in bytes; as of its last INFO.
@@ -95,7 +99,13 @@ impl Connection {
             ));
         }
         let message_bytes_max = usize::try_from(config.max_message_size).ok();
-        Ok(JetTopic::new(self.client.clone(), self.context.clone(), stream, message_bytes_max))
+        Ok(JetTopic::new(
+            self.client.clone(),
+            self.context.clone(),
+            stream,
+            message_bytes_max,
+            Arc::clone(&self.fetch_budget),
+        ))
     }
 }
 

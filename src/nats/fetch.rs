@@ -11,6 +11,7 @@ use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use async_nats::{HeaderMap, Message, StatusCode, Subscriber};
 use bytes::Bytes;
 use futures_util::StreamExt;
+use tokio::sync::SemaphorePermit;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::frame::{Assembly, Codec, Header, Headers, Incoming, MessageId};
@@ -19,6 +20,13 @@ use crate::nats::topic::{Inner, JetTopic};
 
 /// Until the next frame of a batch has to be there.
 const FRAME_TIMEOUT: Duration = Duration::from_secs(5);
+/// KiB that may be asked for and not be there yet. A server ends a connection that has 64 MiB
+/// waiting for it (`max_pending`): the replies would be lost, and every acknowledgement with them.
+pub(super) const FETCH_KIB_MAX: usize = 16 << 10;
+/// Bytes that one request asks for at most, unless one frame is larger.
+const REQUEST_BYTES_MAX: u64 = 8 << 20;
+/// What a manifest may have, as long as nothing is known about it.
+const MANIFEST_BYTES: u64 = 1 << 20;
 /// Manifests that one look-up request brings.
 const LOOKUP_BATCH: usize = 512;
 /// A look-up's consumer goes by itself when nobody asks it any more.
@@ -38,8 +46,10 @@ impl JetTopic {
     ) -> Result<(Incoming, Headers)> {
         let request = format!("{{\"seq\":{manifest_seq}}}");
         let subject = direct_subject(&self.inner);
+        let permit = reserve(&self.inner, MANIFEST_BYTES).await?;
         let asked = self.inner.client.request(subject, Bytes::from(request)).await;
         let reply = asked.map_err(|e| errors::request("cannot fetch a manifest", e))?;
+        drop(permit);
         if reply.status.is_some_and(|status| status != StatusCode::OK) {
             return Err(Error::new(
                 ErrorKind::Incomplete,
@@ -143,20 +153,33 @@ pub(super) async fn complete(
     assembly = accept(assembly, manifest.clone(), Bytes::copy_from_slice(&[]), Some(body)).await?;
     let mut missing = manifest.count - 1;
     let mut next_seq = 1;
+    let frame_bytes = manifest.total_bytes.div_ceil(u64::from(manifest.count).max(1)).max(1);
+    let frames_max = u32::try_from(REQUEST_BYTES_MAX / frame_bytes).unwrap_or(u32::MAX).max(1);
     while missing > 0 {
-        let mut batch = Batch::request(inner, &manifest.id, next_seq, missing).await?;
+        let asked = missing.min(frames_max);
+        let permit = reserve(inner, frame_bytes.saturating_mul(u64::from(asked))).await?;
+        let mut batch = Batch::request(inner, &manifest.id, next_seq, asked).await?;
         let before = missing;
         while let Some((stream_seq, header, body)) = batch.next().await? {
             next_seq = stream_seq + 1;
             assembly = accept(assembly, header, body, None).await?;
             missing = missing.saturating_sub(1);
         }
+        drop(permit);
         if missing == before {
             inner.incomplete_count.fetch_add(1, Ordering::Relaxed);
             break;
         }
     }
     assembly.finish()
+}
+
+/// Waits until so many bytes may be asked for.
+async fn reserve(inner: &Inner, bytes: u64) -> Result<SemaphorePermit<'_>> {
+    let kib = usize::try_from(bytes.div_ceil(1024)).unwrap_or(FETCH_KIB_MAX).min(FETCH_KIB_MAX);
+    let permits = u32::try_from(kib).unwrap_or(u32::MAX);
+    let gone = |e| Error::with_source(ErrorKind::Closed, "the connection is closed", e);
+    inner.fetch_budget.acquire_many(permits).await.map_err(gone)
 }
 
 /// Takes one frame; coded ones are decoded on a thread that may be busy.

@@ -16,7 +16,7 @@ use futures_util::{FutureExt, StreamExt};
 use tokio::task::JoinHandle;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::frame::{Headers, Incoming, MessageId, ProducerId};
+use crate::frame::{Header, Headers, Incoming, MessageId, ProducerId};
 use crate::name::validate_name;
 use crate::nats::errors;
 use crate::nats::fetch::{complete, read_headers};
@@ -32,6 +32,8 @@ const PULL_MSGS: usize = 512;
 const PULL_BYTES: usize = 16 << 20;
 /// Messages whose frames are fetched at the same time.
 const FETCHES_MAX: usize = 16;
+/// Between attempts to fetch frames while the server cannot be reached.
+const RETRY_PAUSE: Duration = Duration::from_millis(250);
 /// Until a message that is not whole yet is offered again.
 const INCOMPLETE_DELAY: Duration = Duration::from_secs(1);
 
@@ -204,7 +206,9 @@ async fn assemble(
     let ack = AckHandle { acker: Arc::new(acker) };
     let (header, headers) = read_headers(message.headers.as_ref())?;
     let incoming = match header {
-        Some(header) => complete(&inner, &header, &message.payload, decode_limit_bytes).await,
+        Some(header) => {
+            complete_patiently(&inner, &header, &message.payload, decode_limit_bytes).await
+        }
         None => Ok(foreign(message.payload, stream_seq)),
     };
     match incoming {
@@ -222,6 +226,29 @@ async fn assemble(
             Ok(Assembled::Postponed)
         }
         Err(error) => Err(error),
+    }
+}
+
+/// Waits out a server that cannot be reached. Given up, the message and all that were sent ahead
+/// would come again only after [`ACK_WAIT`], and not in their order.
+async fn complete_patiently(
+    inner: &Inner,
+    header: &Header,
+    body: &[u8],
+    decode_limit_bytes: u64,
+) -> Result<Incoming> {
+    let mut warned = false;
+    loop {
+        match complete(inner, header, body, decode_limit_bytes).await {
+            Err(error) if matches!(error.kind(), ErrorKind::NotConnected | ErrorKind::Timeout) => {
+                if !warned {
+                    log::warn!("stream {:?}: reading {} waits: {error}", inner.name(), header.id);
+                    warned = true;
+                }
+                tokio::time::sleep(RETRY_PAUSE).await;
+            }
+            outcome => return outcome,
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Instant;
 use async_nats::jetstream::Context;
 use async_nats::jetstream::stream::Stream;
 use async_nats::{Client, HeaderMap};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::frame::{Codec, Headers, MessageId, Outgoing};
@@ -28,6 +28,8 @@ pub(super) struct Inner {
     /// The stream's own limit for one message, headers included.
     pub(super) message_bytes_max: Option<usize>,
     pub(super) incomplete_count: AtomicU64,
+    /// KiB that may be asked for and not be there yet, over all topics of the connection.
+    pub(super) fetch_budget: Arc<Semaphore>,
 }
 
 impl JetTopic {
@@ -36,6 +38,7 @@ impl JetTopic {
         context: Context,
         stream: Stream,
         message_bytes_max: Option<usize>,
+        fetch_budget: Arc<Semaphore>,
     ) -> Self {
         let (jobs, receiver) = mpsc::unbounded_channel();
         let inner = Arc::new(Inner {
@@ -44,6 +47,7 @@ impl JetTopic {
             stream,
             message_bytes_max,
             incomplete_count: AtomicU64::new(0),
+            fetch_budget,
         });
         tokio::spawn(publish::run(Arc::clone(&inner), receiver));
         Self { inner, jobs }
