@@ -177,4 +177,8 @@ def test_goals_of_memory_are_bytes_without_the_payloads() -> None:
     assert (outcome.verdict, outcome.value) == ("missed", (150 << 20) - 50_000 * 1024)
     console = Console(file=io.StringIO(), width=160)
     goals.show(console, goals.outcomes([goal_document(row)]))
+    values = goals.to_values(goals.outcomes([goal_document(row)]))
+    assert len(values) == len(goals.GOALS) + len(goals.BEYOND)
+    assert values[-1]["verdict"] == "not measured"
+    assert goals.BEYOND[-1][0] in console.file.getvalue()  # type: ignore[attr-defined]
     assert "101 MB" in console.file.getvalue()  # type: ignore[attr-defined]
