@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -12,8 +15,10 @@ import pytest
 import vecmq
 from bench_tools import SAMPLE, result_of, row_of
 from cli_tools import Command
-from vecmq.bench import contender, document, html, latency, plot, runner
+from vecmq.bench import contender, document, html, ingest, latency, plot, runner
 from vecmq.errors import ConfigError
+
+BENCHES = Path(__file__).parent.parent / "benches"
 
 POINT = {
     "at_s": 0.05,
@@ -27,6 +32,20 @@ POINT = {
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
     return Command(capsys, monkeypatch)
+
+
+@pytest.fixture
+def checker() -> Iterator[ModuleType]:
+    """benches/check_report.py, which is no part of a package."""
+    spec = importlib.util.spec_from_file_location("check_report", BENCHES / "check_report.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # A dataclass looks its module up.
+    sys.modules["check_report"] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["check_report"]
 
 
 def document_of(command: str, rows: list[runner.Row], **options: Any) -> dict[str, Any]:
@@ -57,6 +76,24 @@ def latency_document() -> dict[str, Any]:
     return document_of("latency", rows)
 
 
+def ingest_document() -> dict[str, Any]:
+    sample = {
+        **(SAMPLE | {"seconds": 0.2, "vectors_per_s": 5000.0, "recall": 0.9}),
+        "recall_of_all_lists": 1.0,
+        "search_rps": 10.0,
+        "query_rps": 10.0,
+        **dict.fromkeys(("queue_batches_count", "nats_batches_count", "wrong_queries_count"), 0),
+        "versions": {"faiss": "1.12"},
+    }
+    rows = [
+        ingest.IngestRow(route, [sample], [[1000, 2000]], [[1000, 2000]])
+        for route in ("none", "queue")
+    ]
+    options = ingest.IngestOptions(("none", "queue"), vectors=1000, ops=1)
+    result = result_of([])
+    return ingest.IngestResult(options, result.machine, result.limits, rows).document()
+
+
 def charts_of(text: str) -> int:
     return len(re.findall(r'<div id="chart-\d+">', text))
 
@@ -69,8 +106,9 @@ def charts_of(text: str) -> int:
         (document_of("soak", routes()), 4),
         (sweep_document(), 4),
         (latency_document(), 3),
+        (document_of("publish", routes()), 3),
     ],
-    ids=["table1", "mix", "soak", "sweep", "latency"],
+    ids=["table1", "mix", "soak", "sweep", "latency", "publish"],
 )
 def test_every_command_has_its_charts(values: dict[str, Any], charts_count: int) -> None:
     text = html.to_html(values)
@@ -89,7 +127,52 @@ def test_what_is_missing_is_in_the_report() -> None:
     row = runner.Row(case, missing, why_not="missing: needs Python >= 3.13")
     text = html.to_html(document_of("table1", [*routes(case), row]))
     assert "missing: needs Python &gt;= 3.13" in text
-    assert "Without figures, for the reasons below: natsio." in text
+    assert "Without all figures, for the reasons below: natsio." in text
+
+
+def test_a_peer_that_fails_after_some_rounds_keeps_its_figures_and_says_why() -> None:
+    rows = routes()
+    rows[1].why_not = "failed: it ended with exit code 9"
+    text = html.to_html(document_of("table1", rows))
+    assert text.count(">0.200<") == len(rows)
+    assert "failed: it ended with exit code 9" in text
+
+
+def test_an_ingest_has_its_own_table() -> None:
+    text = html.to_html(ingest_document())
+    assert charts_of(text) == 1
+    assert all(name in text for name in ("over none", "query p99 ms", "faiss 1.12", "0.900"))
+    assert plot.bars(ingest_document(), is_colored=False) == ""
+
+
+def test_a_sweep_without_both_routes_says_nothing_of_their_crossover() -> None:
+    values = sweep_document()
+    values["rows"] = [row for row in values["rows"] if row["contender"] == "queue"]
+    values["options"]["crossovers_bytes"] = []
+    text = html.to_html(values)
+    assert "do not cross" not in text
+    assert "needs both" in text
+
+
+def test_ratios_of_all_cases_share_one_scale() -> None:
+    rows = [row for size in (1024, 2048) for row in routes(runner.Case(f"{size}", size, 10))]
+    rows[0].samples[0]["seconds"] = 9.0
+    drawn = {heading: chart for heading, _, chart in html.charts(document_of("table1", rows))}
+    found = re.findall(r"'domain': (\[[^\]]*\])", str(drawn["Compared with queue"].to_dict()))
+    assert found
+    assert len(set(found)) == 1
+
+
+def test_a_long_soak_makes_a_short_report() -> None:
+    seconds = [0.1 + number * 1e-6 for number in range(5000)]
+    text = html.to_html(document_of("soak", [row_of(seconds)]))
+    assert len(text) < 2 << 20
+    assert "the greatest of 10 operations" in text
+    # The ends and the middle of the dots are those of all operations.
+    spread = html._spread(seconds)
+    assert len(spread) == html.POINTS_MAX
+    assert (spread[0], spread[-1]) == (min(seconds), max(seconds))
+    assert spread[len(spread) // 2] == seconds[len(seconds) // 2 - 1]
 
 
 def test_a_report_without_figures_has_no_charts() -> None:
@@ -124,6 +207,51 @@ def test_plots_name_every_contender() -> None:
         assert "\x1b" not in drawn
         assert max(map(len, drawn.splitlines())) <= plot.COLUMNS
     assert "\x1b" in plot.bars(document_of("table1", routes()), is_colored=True)
+
+
+def test_lines_without_colours_differ_in_what_they_are_drawn_with() -> None:
+    for drawn in (
+        plot.crossover_plot(sweep_document(), is_colored=False),
+        plot.latency_plot(latency_document(), is_colored=False),
+    ):
+        legend = {name: re.search(rf"(\S) {name}\b", drawn) for name in ("queue", "nats")}
+        letters = {match.group(1) for match in legend.values() if match}
+        assert letters == set(plot.MARKERS[:2])
+
+
+def test_plots_of_nothing_are_empty() -> None:
+    for draw in (plot.bars, plot.crossover_plot, plot.latency_plot):
+        assert draw(document_of("sweep", []), is_colored=False) == ""
+
+
+MARK = '<g class="mark-rect role-mark marks"><path d="M0,0h1"></path></g>'
+AXIS = '<g class="mark-rule role-axis-grid"><path d="M0,0h1"></path><line></line></g>'
+
+
+@pytest.mark.parametrize(
+    ("places", "log", "faults_count"),
+    [
+        ([MARK, MARK], "", 0),
+        # A drawing that comes later is not this chart's.
+        ([None, MARK], "", 1),
+        ([MARK, None], "", 1),
+        ([AXIS, MARK], "", 1),
+        ([MARK.replace("h1", "hNaN")], "", 1),
+        ([MARK], '[1:1:INFO:CONSOLE:1] "Error: no"', 1),
+        ([], "", 1),
+    ],
+    ids=["drawn", "first empty", "last empty", "axes alone", "NaN", "logged", "no charts"],
+)
+def test_the_checker_sees_a_chart_that_shows_nothing(
+    checker: ModuleType, places: list[str | None], log: str, faults_count: int
+) -> None:
+    text = "".join(
+        f'<div id="chart-{number}"><br>{f"<svg height=9>{inner}</svg>" if inner else ""}</div>'
+        for number, inner in enumerate(places)
+    )
+    page = checker.Page(f"<section>{text}</section><table><tr><td>1</td></tr></table>")
+    assert len(page.charts) == len(places)
+    assert len(checker.find_faults(page, log)) == faults_count
 
 
 def test_a_curve_has_all_latencies() -> None:

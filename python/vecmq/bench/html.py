@@ -28,19 +28,32 @@ PEER_COLORS: Final = (
     *("#edae49", "#8ab17d", "#9d8cc7", "#e08e79", "#7fb2d9", "#b5a642"),
     *("#c98bb9", "#85c7b8", "#b08968", "#a3a8b0"),
 )
+# Heading, key, unit, digits.
+INGEST_COLUMNS: Final = (
+    *(("least", "seconds_min", 1, 3), ("median", "seconds", 1, 3)),
+    *(("greatest", "seconds_max", 1, 3), ("over none", "time_over_none", 1, 2)),
+    *(("vectors/s", "vectors_per_s", 1, 0), ("recall", "recall", 1, 3)),
+    *(("search p50 ms", "search_p50_ms", 1, 3), ("search p99 ms", "search_p99_ms", 1, 3)),
+    *(("query p50 ms", "query_p50_ms", 1, 3), ("query p99 ms", "query_p99_ms", 1, 3)),
+    *(("MB client", "client_peak_bytes", MIB, 0), ("MB server", "server_peak_bytes", MIB, 0)),
+)
 LATENCY_COLUMNS: Final = ("50", "90", "99", "99.9")
+# More than a chart has pixels for would only be a larger file.
+POINTS_MAX: Final = 501
 STYLE: Final = """
+:root { color-scheme: light; }
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c2126; background: #fff; margin: 2rem auto;
-       max-width: 74rem; padding: 0 1rem; }
+       max-width: 92rem; padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 table { border-collapse: collapse; font-size: .87rem; }
-th, td { padding: .2rem .6rem; text-align: right; white-space: nowrap;
+th, td { padding: .2rem .45rem; text-align: right; white-space: nowrap;
          border-bottom: 1px solid #e4e7ea; }
 th { font-weight: 600; vertical-align: bottom; white-space: normal; }
 th.name, td.name { text-align: left; } td.why { text-align: left; color: #68707a; }
 tr.first td { border-top: 2px solid #b9c0c7; } tr.route td.name { font-weight: 600; }
 .bad { color: #b00020; font-weight: 700; } .wide { overflow-x: auto; }
-dt { font-weight: 600; } dd { margin: 0 0 .4rem 0; } p.note { color: #4a525a; }
+dt { font-weight: 600; } dd { margin: 0 0 .4rem 0; }
+p, dd { max-width: 62rem; } p.note { color: #4a525a; }
 """
 
 
@@ -58,7 +71,7 @@ def to_html(document: dict[str, Any]) -> str:
     """Make the report.
 
     Args:
-        document: A result of schema "vecmq-bench-1" with rows.
+        document: A result of schema "vecmq-bench-1"; what it does not have is left out.
 
     Returns:
         A whole HTML file.
@@ -67,7 +80,10 @@ def to_html(document: dict[str, Any]) -> str:
         ConfigError: altair or vl-convert is not installed.
     """
     check_installed()
-    drawn = charts(document) if _finished(document) else []
+    drawn = charts(document)
+    is_ingest = "ingest" in document
+    figures = _ingest_figures(document) if is_ingest else _figures(document)
+    note = INGEST_NOTE if is_ingest else FIGURES_NOTE
     pieces = [
         f"<h1>{_escape(document['title'])}</h1>",
         _verdict(document),
@@ -75,7 +91,7 @@ def to_html(document: dict[str, Any]) -> str:
             _section(name, text, f'<div id="chart-{index}"></div>')
             for index, (name, text, _) in enumerate(drawn)
         ),
-        _section("Figures", FIGURES_NOTE, f'<div class="wide">{_figures(document)}</div>'),
+        _section("Figures", note, f'<div class="wide">{figures}</div>'),
         _section("Conditions", "", _conditions(document)),
     ]
     title = _escape(f"vecmq bench {document['command']}")
@@ -92,6 +108,10 @@ FIGURES_NOTE: Final = (
     "of the rounds, shown only where both promise the same. MB = 2^20 bytes; memory: the highest "
     "resident one, the client's without the payloads."
 )
+INGEST_NOTE: Final = (
+    "Seconds an operation; none: without a queue. Requests to the index went on during the ingest. "
+    "Recall: the least of all operations. MB = 2^20 bytes."
+)
 
 
 def _verdict(document: dict[str, Any]) -> str:
@@ -101,10 +121,11 @@ def _verdict(document: dict[str, Any]) -> str:
         lines.append(f'<p class="bad">{text}</p>')
     if document["is_interrupted"]:
         lines.append("<p>Interrupted: this is what was finished.</p>")
-    missing = sorted({row["contender"] for row in document["rows"] if row["why_not"]})
+    rows = document.get("rows", [])
+    missing = sorted({row["contender"] for row in rows if row["why_not"]})
     if missing:
         lines.append(
-            f"<p>Without figures, for the reasons below: {_escape(', '.join(missing))}.</p>"
+            f"<p>Without all figures, for the reasons below: {_escape(', '.join(missing))}.</p>"
         )
     return "\n".join(lines)
 
@@ -118,17 +139,20 @@ def _section(name: str, text: str, content: str) -> str:
 
 
 def _figures(document: dict[str, Any]) -> str:
+    rows = document.get("rows", [])
+    if not rows:
+        return "<p>None.</p>"
     heads = [
         *("least", "median", "greatest", "MB/s", "messages/s", f"over {document['baseline']}"),
         *("CPU client", "CPU server", "MB client", "MB server", "level", "faults"),
     ]
-    is_latency = any(row["latency"] for row in document["rows"])
+    is_latency = any(row["latency"] for row in rows)
     if is_latency:
-        heads += [f"p{key} ms" for key in LATENCY_COLUMNS] + ["max ms"]
+        heads = [*(f"p{key} ms" for key in LATENCY_COLUMNS), "max ms", *heads]
     head = "".join(f"<th>{_escape(name)}</th>" for name in heads)
     lines = [f'<tr><th class="name">workload</th><th class="name">contender</th>{head}</tr>']
     before = None
-    for row in document["rows"]:
+    for row in rows:
         name = row["case"]["name"]
         cells = _cells(row, is_latency) if row["samples"] else _why_not(row, len(heads))
         kind = " ".join(["first"] * (name != before) + ["route"] * bool(row["is_route"]))
@@ -137,7 +161,23 @@ def _figures(document: dict[str, Any]) -> str:
             f'<tr class="{kind}"><td class="name">{shown}</td>'
             f'<td class="name">{_escape(row["contender"])}</td>{cells}</tr>'
         )
+        if row["samples"] and row["why_not"]:
+            # It failed after some rounds: their figures stand, and so does the reason.
+            lines.append(f'<tr><td colspan="2"></td>{_why_not(row, len(heads))}</tr>')
         before = name
+    return f"<table>{''.join(lines)}</table>"
+
+
+def _ingest_figures(document: dict[str, Any]) -> str:
+    head = "".join(f"<th>{name}</th>" for name, *_ in INGEST_COLUMNS)
+    lines = [f'<tr><th class="name">route</th>{head}<th>faults</th></tr>']
+    for row in document["ingest"]:
+        found = [(row[key], unit, digits) for _, key, unit, digits in INGEST_COLUMNS]
+        cells = ["" if one is None else f"{one / unit:,.{digits}f}" for one, unit, digits in found]
+        cells.append(f"{sum(row[key] for key in (*FAULTS, 'wrong_queries_count')):,}")
+        bad = "" if row["is_good"] else ' class="bad"'
+        shown = "".join(f"<td{bad}>{cell}</td>" for cell in cells)
+        lines.append(f'<tr><td class="name">{_escape(row["route"])}</td>{shown}</tr>')
     return f"<table>{''.join(lines)}</table>"
 
 
@@ -167,7 +207,7 @@ def _cells(row: dict[str, Any], is_latency: bool) -> str:
     if is_latency and row["latency"]:
         found = row["latency"]
         values = [*(found["percentiles_ns"][key] for key in LATENCY_COLUMNS), found["max_ns"]]
-        cells += [f"{value / 1e6:.3f}" for value in values]
+        cells = [*(f"{value / 1e6:.3f}" for value in values), *cells]
     bad = ' class="bad"' if faults else ""
     return "".join(f"<td{bad}>{_escape(cell)}</td>" for cell in cells)
 
@@ -176,24 +216,22 @@ def _conditions(document: dict[str, Any]) -> str:
     facts = document["machine"]
     build = facts["vecmq"]
     options = ", ".join(
-        f"{key} {value}" for key, value in document["options"].items() if value is not None
+        f"{key} {_flat(value)}" for key, value in document["options"].items() if value is not None
     )
-    versions = {
-        name: version
-        for row in document["rows"]
-        for name, version in {**row["versions"]}.items()
-        if name != "vecmq"
-    }
-    notes = {row["contender"]: row["note"] for row in document["rows"] if row["note"]}
+    rows = document.get("rows", [])
+    # An ingest's samples say it themselves.
+    found = [part["versions"] for part in rows or document.get("samples", [])]
+    versions = {name: version for one in found for name, version in one.items() if name != "vecmq"}
+    notes = {row["contender"]: row["note"] for row in rows if row["note"]}
     items = [
         ("Options", options),
         ("vecmq", ", ".join(f"{key} {_flat(value)}" for key, value in build.items())),
         ("nats-server, Python", f"{facts['nats_server']}, {facts['python']}"),
-        ("Peers", ", ".join(f"{name} {version}" for name, version in versions.items())),
+        ("Peers" if rows else "Index", ", ".join(map(" ".join, versions.items()))),
         *((f"How {name} is run", note) for name, note in notes.items()),
         ("Machine", _machine(document["machine"])),
         ("What the machine itself does, measured before the run", _limits(document["limits"])),
-        ("How it is measured", METHOD),
+        ("How it is measured", METHOD if rows else ""),
     ]
     return (
         "<dl>"
@@ -237,12 +275,14 @@ def charts(document: dict[str, Any]) -> list[tuple[str, str, Chart]]:
     """Draw a result.
 
     Args:
-        document: A result with at least one finished row.
+        document: A result.
 
     Returns:
-        Heading, a sentence, and the chart, for each.
+        Heading, a sentence, and the chart, for each; none without a finished row.
     """
-    rows = _finished(document)
+    rows = _ingest_rows(document) if "ingest" in document else _finished(document)
+    if not rows:
+        return []
     colors = _colors(rows)
     command = document["command"]
     drawn: list[tuple[str, str, Chart]] = []
@@ -261,6 +301,19 @@ def charts(document: dict[str, Any]) -> list[tuple[str, str, Chart]]:
     return drawn
 
 
+def _ingest_rows(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the chart of seconds needs of rows; "none" is no route."""
+    name = f"{document['options']['vectors']:,} vectors"
+    shared = {"case": {"name": name}, "latency": None, "ratio": None}
+    seconds: dict[str, list[dict[str, Any]]] = {}
+    for sample in document["samples"]:
+        seconds.setdefault(sample["route"], []).append({"seconds": sample["seconds"]})
+    return [
+        shared | {"contender": route, "is_route": route != "none", "samples": samples}
+        for route, samples in seconds.items()
+    ]
+
+
 def _colors(rows: Sequence[dict[str, Any]]) -> Any:
     import altair as alt
 
@@ -277,7 +330,7 @@ def _time(rows: Sequence[dict[str, Any]], colors: Any) -> tuple[str, Chart]:
     values = [
         {"case": row["case"]["name"], "contender": row["contender"], "seconds": seconds}
         for row in rows
-        for seconds in _values(row, "seconds")
+        for seconds in _spread(_values(row, "seconds"))
     ]
     order = list(dict.fromkeys(row["contender"] for row in rows))
     y = alt.Y("contender:N", sort=order, title=None)
@@ -291,7 +344,17 @@ def _time(rows: Sequence[dict[str, Any]], colors: Any) -> tuple[str, Chart]:
         return alt.layer(bars, dots.encode(x="seconds:Q", tooltip=tooltip))
 
     chart = _by_case(draw, values, rows)
-    return "Bars: medians. Dots: every counted operation.", chart
+    is_part = any(len(row["samples"]) > POINTS_MAX for row in rows)
+    dots = f"{POINTS_MAX} of them, evenly from least to greatest" if is_part else "every one"
+    return f"Bars: medians of the counted operations. Dots: {dots}.", chart
+
+
+def _spread(values: Sequence[float]) -> list[float]:
+    """At most so many values as a chart can show; least, middle and greatest stay."""
+    if len(values) <= POINTS_MAX:
+        return list(values)
+    ordered, last = sorted(values), POINTS_MAX - 1
+    return [ordered[index * (len(ordered) - 1) // last] for index in range(POINTS_MAX)]
 
 
 def _ratios(rows: Sequence[dict[str, Any]]) -> Chart:
@@ -304,7 +367,9 @@ def _ratios(rows: Sequence[dict[str, Any]]) -> Chart:
     ]
     order = list(dict.fromkeys(row["contender"] for row in rows))
     y = alt.Y("contender:N", sort=order, title=None)
-    scale = alt.Scale(type="log")
+    # One scale for all cases: the same place is the same ratio.
+    ends = (min(0.5, *(one["low"] for one in values)), max(2, *(one["high"] for one in values)))
+    scale = alt.Scale(type="log", domain=ends)
     title = "times the baseline's seconds (logarithmic)"
     span = alt.X("low:Q", scale=scale, title=title)
     tooltip = ["contender:N", "median:Q", "low:Q", "high:Q"]
@@ -350,7 +415,7 @@ def _latency(rows: Sequence[dict[str, Any]], colors: Any) -> tuple[str, Chart]:
         )
         .properties(width=WIDTH, height=320)
     )
-    text = "From the moment each message was due to its receipt, whether the one before was done."
+    text = "From the moment each message was due, the one before done or not, to its receipt."
     return text, chart
 
 
@@ -388,25 +453,25 @@ def _crossover(
     )
     at = ", ".join(f"{size_bytes / KIB:,.0f} KB" for size_bytes in found)
     text = f"queue and nats cross at {at}." if found else "queue and nats do not cross."
+    if not {"queue", "nats"} <= {row["contender"] for row in rows}:
+        text = "Where queue and nats cross needs both of them."
     return text, alt.layer(lines, marks).properties(width=WIDTH, height=360)
 
 
 def _over_operations(rows: Sequence[dict[str, Any]], colors: Any) -> tuple[str, Chart]:
-    values = [
-        {
-            "contender": row["contender"],
-            "operation": number,
-            "seconds": sample["seconds"],
-            "client MB": sample["client_peak_bytes"] / MIB,
-            "server MB": sample["server_peak_bytes"] / MIB,
-            "disk MB": sample["allocated_bytes"] / MIB,
-        }
-        for row in rows
-        for number, sample in enumerate(row["samples"], 1)
-    ]
-    return "What grows here grows for ever.", _panels(
-        values, "operation", ("seconds", "client MB", "server MB", "disk MB"), colors
-    )
+    step = -(-max(len(row["samples"]) for row in rows) // POINTS_MAX)
+    keys = {"client MB": "client_peak_bytes", "server MB": "server_peak_bytes"}
+    keys |= {"disk MB": "allocated_bytes"}
+    values = []
+    for row in rows:
+        for first in range(0, len(row["samples"]), step):
+            some = row["samples"][first : first + step]
+            point = {name: max(one[key] for one in some) / MIB for name, key in keys.items()}
+            point["seconds"] = max(one["seconds"] for one in some)
+            values.append(point | {"contender": row["contender"], "operation": first + len(some)})
+    text = f" Each point: the greatest of {step} operations." if step > 1 else ""
+    names = ("seconds", *keys)
+    return f"Nothing here should go on growing.{text}", _panels(values, "operation", names, colors)
 
 
 def _usage(rows: Sequence[dict[str, Any]], colors: Any) -> tuple[str, Chart]:
@@ -454,8 +519,13 @@ def _panels(
     data = _data(values)
     panels = [
         alt.Chart(data)
-        .mark_line()
-        .encode(x=alt.X(f"{x}:Q", title=x), y=alt.Y(f"{name}:Q", title=name), color=colors)
+        # A line of one point would be nothing to see.
+        .mark_line(point=alt.OverlayMarkDef(size=12) if len(values) < POINTS_MAX else False)
+        .encode(
+            x=alt.X(f"{x}:Q", title=x, scale=alt.Scale(zero=True)),
+            y=alt.Y(f"{name}:Q", title=name),
+            color=colors,
+        )
         .properties(width=THIRD_WIDTH, height=150)
         for name in names
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from statistics import median
@@ -17,6 +18,8 @@ LINES: Final = 24
 BAR_LINES: Final = 2
 # Of 100 messages 10 waited longer than p90, of 1,000 one longer than p99.9.
 PERCENTILES: Final = (50.0, 90.0, 99.0, 99.9, 99.99)
+# Lines that no colour tells apart.
+MARKERS: Final = "ox+*#%@&=~^$abcdefghi"
 
 
 def check_installed() -> None:
@@ -72,9 +75,11 @@ def crossover_plot(document: dict[str, Any], *, is_colored: bool) -> str:
         us_per_message = _median_s(row) / row["case"]["count"] * 1e6
         points = lines.setdefault(row["contender"], [])
         points.append((math.log10(row["case"]["size_bytes"]), math.log10(us_per_message)))
+    if not lines:
+        return ""
     sizes = sorted({row["case"]["size_bytes"] for row in _finished(document)})
     figure = _figure("microseconds a message, published and received", LINES)
-    _draw(figure, lines)
+    _draw(figure, lines, is_colored)
     # Every second size: more names than that do not fit side by side.
     named = sizes[::2] if len(sizes) > 6 else sizes
     figure.ruler(0).ticks([math.log10(size) for size in named], [size_name(n) for n in named])
@@ -104,8 +109,10 @@ def latency_plot(document: dict[str, Any], *, is_colored: bool) -> str:
                 for percentile, ns in row["latency"]["curve_ns"]
                 if percentile < 100
             ]
+    if not lines:
+        return ""
     figure = _figure("milliseconds from when a message was due to its receipt", LINES)
-    _draw(figure, lines)
+    _draw(figure, lines, is_colored)
     figure.ruler(0).ticks(
         [_nines(one) for one in PERCENTILES], [f"p{one:g}" for one in PERCENTILES]
     )
@@ -118,7 +125,7 @@ def _nines(percentile: float) -> float:
 
 
 def _finished(document: dict[str, Any]) -> list[dict[str, Any]]:
-    return [row for row in document["rows"] if row["samples"]]
+    return [row for row in document.get("rows", ()) if row["samples"]]
 
 
 def _median_s(row: dict[str, Any]) -> float:
@@ -136,10 +143,11 @@ def _figure(title: str, lines: int) -> Any:
     return figure
 
 
-def _draw(figure: Any, lines: dict[str, list[tuple[float, float]]]) -> None:
-    for name, points in lines.items():
+def _draw(figure: Any, lines: dict[str, list[tuple[float, float]]], is_colored: bool) -> None:
+    # Dots are finer, but without colours they are all the same.
+    for (name, points), letter in zip(lines.items(), itertools.cycle(MARKERS), strict=False):
         xs, ys = zip(*points, strict=True)
-        signal = figure.signal(list(xs), list(ys), marker="braille")
+        signal = figure.signal(list(xs), list(ys), marker="braille" if is_colored else letter)
         signal.lines()
         signal.label(name)
         figure.draw(signal)
