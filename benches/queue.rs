@@ -59,7 +59,7 @@ impl Store for Log {
     fn append(&mut self, messages: &[Bytes]) {
         let pushed = self.topic.append(1_700_000_000_000, |appender| {
             for message in messages {
-                appender.push(1, &[message]);
+                appender.push(1, vec![message.clone()]);
             }
             Ok(())
         });

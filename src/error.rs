@@ -83,6 +83,11 @@ impl Error {
         self.kind
     }
 
+    /// The same error for one more who waited for what failed.
+    pub(crate) fn again(&self) -> Self {
+        Self::new(self.kind, self.to_string())
+    }
+
     /// The sentence for a person, without the cause.
     pub fn context(&self) -> &str {
         &self.context

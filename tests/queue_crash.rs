@@ -35,7 +35,7 @@ fn child() {
         let many = if topic.next_seq().is_multiple_of(3) { 20 } else { 1 };
         let range = topic.append(1, |appender| {
             for _ in 0..many {
-                appender.push(1, &[&value(appender.next_seq())]);
+                appender.push(1, vec![value(appender.next_seq()).into()]);
             }
             Ok(())
         });
@@ -111,7 +111,7 @@ fn a_damaged_middle_is_refused_and_a_torn_tail_is_not() {
     for seq in 1..=200 {
         topic
             .append(1, |appender| {
-                appender.push(1, &[&value(seq)]);
+                appender.push(1, vec![value(seq).into()]);
                 Ok(())
             })
             .unwrap();
@@ -142,6 +142,11 @@ fn copy(from: &Path, to: &Path) {
     std::fs::create_dir(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
-        std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
     }
 }

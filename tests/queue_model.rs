@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Wake, Waker};
 use std::time::Duration;
 
+use bytes::Bytes;
 use proptest::prelude::*;
 use vecmq::ErrorKind;
 use vecmq::queue::{Queue, QueueOptions, Record, Retention, Topic};
@@ -88,18 +89,25 @@ fn check(topic: &Topic, model: &Model) {
     assert_eq!(groups, model.cursors);
 }
 
-fn append(topic: &Topic, model: &mut Model, records: &[(u32, usize, bool)]) {
+fn append(topic: &Arc<Topic>, model: &mut Model, records: &[(u32, usize, bool)]) {
     let before = model.next_seq;
     let range = topic
         .append(1, |appender| {
             for &(span, length, open) in records {
                 let value = vec![u8::try_from(model.next_seq % 251).unwrap(); length];
                 let (head, tail) = value.split_at(length / 2);
+                // One slice may be kept in memory, several are not.
+                let mut slices = vec![Bytes::copy_from_slice(head)];
+                if length % 2 == 0 {
+                    slices.push(Bytes::copy_from_slice(tail));
+                } else {
+                    slices = vec![Bytes::copy_from_slice(&value)];
+                }
                 assert_eq!(appender.next_seq(), model.next_seq);
                 if open {
-                    appender.push_open(span, &[head, tail]);
+                    appender.push_open(span, slices);
                 } else {
-                    appender.push(span, &[head, tail]);
+                    appender.push(span, slices);
                 }
                 model.records.insert(model.next_seq, (span, value, open));
                 model.next_seq += u64::from(span);
@@ -111,7 +119,8 @@ fn append(topic: &Topic, model: &mut Model, records: &[(u32, usize, bool)]) {
 }
 
 fn retain(topic: &Topic, model: &mut Model, bytes_max: u64, unacked: bool) {
-    let policy = Retention { age_ms_max: None, bytes_max: Some(bytes_max), unacked };
+    let policy =
+        Retention { age_ms_max: None, bytes_max: Some(bytes_max), msgs_max: None, unacked };
     let retained = topic.retain(&policy, 10).unwrap();
     let first_seq = topic.first_seq();
     assert_eq!(retained.messages, first_seq - model.first_seq);
@@ -142,7 +151,8 @@ proptest! {
         let mut topic = queue.topic("t").unwrap();
         // A neighbour on either side of the topic's keys: nothing of it may show.
         let other = queue.topic("other").unwrap();
-        other.append(1, |appender| { appender.push(3, &[b"other"]); Ok(()) }).unwrap();
+        let neighbour = vec![Bytes::from_static(b"other")];
+        other.append(1, |appender| { appender.push(3, neighbour.clone()); Ok(()) }).unwrap();
         drop(other);
         let mut model = Model { next_seq: 1, first_seq: 1, ..Model::default() };
         for step in steps {
@@ -221,7 +231,7 @@ fn nothing_is_written_when_the_builder_fails() {
     let queue = Queue::open(directory.path(), QueueOptions::default()).unwrap();
     let topic = queue.topic("t").unwrap();
     let refused = topic.append(1, |appender| {
-        appender.push(1, &[b"lost"]);
+        appender.push(1, vec![Bytes::from_static(b"lost")]);
         Err(vecmq::Error::new(ErrorKind::TooLarge, "refused"))
     });
     assert_eq!(refused.unwrap_err().kind(), ErrorKind::TooLarge);
@@ -248,7 +258,7 @@ fn readers_are_woken_by_appends_and_by_completed_records() {
     topic.register(&waker);
     topic
         .append(1, |appender| {
-            appender.push_open(1, &[b"x"]);
+            appender.push_open(1, vec![Bytes::from_static(b"x")]);
             Ok(())
         })
         .unwrap();
@@ -261,7 +271,7 @@ fn readers_are_woken_by_appends_and_by_completed_records() {
     let appender = std::thread::spawn(move || {
         std::thread::sleep(Duration::from_millis(30));
         late.append(1, |appender| {
-            appender.push(1, &[b"z"]);
+            appender.push(1, vec![Bytes::from_static(b"z")]);
             Ok(())
         })
         .unwrap();
@@ -282,7 +292,7 @@ fn concurrent_appends_take_every_seq_once() {
                 for _ in 0..250 {
                     topic
                         .append(1, |appender| {
-                            appender.push(1, &[&[worker]]);
+                            appender.push(1, vec![Bytes::copy_from_slice(&[worker])]);
                             Ok(())
                         })
                         .unwrap();

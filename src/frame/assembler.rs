@@ -41,7 +41,7 @@ impl Assembly {
         }
         Ok(Self {
             first: first.clone(),
-            buffer: AlignedBuffer::zeroed(first.total_bytes)?,
+            buffer: AlignedBuffer::new(first.total_bytes)?,
             slots: vec![None; first.count as usize],
             missing: first.count,
         })

@@ -17,6 +17,7 @@ mod plan;
 mod planes;
 mod text;
 
+pub(crate) use aligned::{AlignedBuffer, AlignedWriter};
 pub use assembler::{Assembler, Assembly, decode_single};
 pub use codec::{Codec, checksum, decode_into, encode};
 pub use header::{Frame, Header, WIRE_VERSION};

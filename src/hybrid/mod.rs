@@ -10,6 +10,8 @@
 //! | `options` | how a hub is opened, and its limits |
 //! | `hub` | owns the stores of one directory; hands out topics |
 //! | `entry` | the bytes of a journal entry |
+//! | `inline` | the bytes of small messages, several in one entry |
+//! | `append` | messages -> entries, as one append of the journal |
 //! | `topic` | one topic: its journal, its stream, the lane that keeps frames in call order |
 //! | `publish` | submission -> route -> journal -> receipt |
 //! | `busy` | what a message costs a route that works on many at once |
@@ -20,9 +22,11 @@
 //! | `stream_subscribe` | the subscription of mode `nats`, where the stream is the only store |
 
 mod acks;
+mod append;
 mod busy;
 mod entry;
 mod hub;
+mod inline;
 mod options;
 mod publish;
 mod resolve;
@@ -33,6 +37,6 @@ mod topic;
 
 pub use hub::{Hub, Stats};
 pub use options::{HubOptions, Level, Mode, Start};
-pub use publish::{Done, Receipt, Submission};
+pub use publish::{Done, Receipt, Submission, Wait};
 pub use subscribe::{Message, Subscriber};
 pub use topic::HubTopic;

@@ -7,28 +7,23 @@
 use std::sync::Arc;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::frame::{Headers, Layout, MessageId, Outgoing, checksum};
-use crate::hybrid::entry::{self, StreamEntry};
+use crate::hybrid::append::{self, Batch};
+use crate::hybrid::entry::StreamEntry;
 use crate::hybrid::hub::unix_ms;
 use crate::hybrid::options::Level;
 use crate::hybrid::resolve;
 use crate::hybrid::topic::{HubTopic, Job};
 use crate::nats::GroupAck;
-use crate::queue::Appender;
 use crate::router::Route;
 
-/// Raw bytes of packed rows in one journal entry: a reader that wants a few rows reads this much.
-const PACKED_BYTES_MAX: usize = 1 << 20;
-
-/// What a record costs to append beyond its bytes, as bytes: 0.8 us beside 0.5 ns a byte.
-const RECORD_COST_BYTES: u64 = 2 << 10;
-/// What an intent costs to append, likewise: two records.
-const INTENT_COST_BYTES: u64 = 2 * RECORD_COST_BYTES;
+/// Payload bytes that an event loop's thread writes itself; more goes to the queue's thread.
+const AT_ONCE_BYTES_MAX: usize = 256 << 10;
 
 /// JetStream API errors after which the message was certainly not stored and the queue may take it.
 const REROUTABLE_CODES: [u64; 3] = [
@@ -74,6 +69,15 @@ pub struct Receipt {
     pub rows_count: u32,
 }
 
+/// Whether a publish may block its caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// Until the log has taken the messages.
+    Here,
+    /// Never: what cannot be written at once is written by the queue's thread.
+    Never,
+}
+
 /// Takes a receipt, and the payload: whoever owns the memory decides where it is let go.
 pub type Done = Box<dyn FnOnce(Result<Receipt>, Bytes) + Send>;
 
@@ -94,8 +98,8 @@ impl HubTopic {
     /// Publishes messages in the order given; they take consecutive places in the topic.
     ///
     /// Returns a receipt for each message that is on the log already, None for each whose receipt
-    /// comes through the callback that `done` makes for its index. On an error nothing was
-    /// written.
+    /// or error comes through the callback that `done` makes for its index. On an error nothing
+    /// was written.
     ///
     /// # Errors
     /// [`ErrorKind::TooLarge`], [`ErrorKind::Config`] for a route that this mode lacks,
@@ -105,51 +109,35 @@ impl HubTopic {
         submissions: Vec<Submission>,
         route: Option<Route>,
         deadline: Instant,
-        mut done: impl FnMut(usize) -> Done,
+        wait: Wait,
+        mut done: impl FnMut(usize) -> Done + Send + 'static,
     ) -> Result<Vec<Option<Receipt>>> {
         self.shared.check_open()?;
         for submission in &submissions {
             self.check(submission, route)?;
         }
-        let Some(log) = self.log.clone() else {
+        let Some(log) = &self.log else {
             let pending = vec![None; submissions.len()];
             self.publish_to_stream(submissions, deadline, &mut done);
             return Ok(pending);
         };
-        let started = Instant::now();
-        let routes: Vec<Route> = submissions
+        let count = submissions.len();
+        let bytes: usize = submissions.iter().map(|one| one.payload.len()).sum();
+        let routes = submissions
             .iter()
             .map(|one| route.unwrap_or_else(|| self.shared.route(one.payload.len() as u64)))
             .collect();
-        let time_ms = unix_ms();
-        let mut receipts = Vec::with_capacity(submissions.len());
-        let mut entries = Vec::new();
-        let mut scratch = Vec::new();
-        log.append(time_ms, |appender| {
-            for (submission, route) in submissions.iter().zip(&routes) {
-                match route {
-                    Route::Queue => {
-                        let receipt = self.append_inline(appender, submission, &mut scratch)?;
-                        receipts.push(Some(receipt));
-                    }
-                    Route::Nats => {
-                        entries.push(self.append_intent(appender, submission));
-                        receipts.push(None);
-                    }
-                }
-            }
-            Ok(())
-        })?;
-        self.count_inline(&receipts, entries.len(), started.elapsed());
-        let mut entries = entries.into_iter();
-        for (index, (submission, receipt)) in submissions.into_iter().zip(&receipts).enumerate() {
-            if receipt.is_none()
-                && let Some(entry) = entries.next()
-            {
-                self.start(submission, entry, started, route.is_some(), deadline, done(index));
+        let (job, outcome) =
+            Batch::new(self, submissions, routes, route.is_some(), deadline, Box::new(done));
+        match wait {
+            Wait::Here => log.append_job(unix_ms(), Box::new(job)),
+            Wait::Never => {
+                let large = bytes > AT_ONCE_BYTES_MAX;
+                log.append_job_later(unix_ms(), Box::new(job), large);
             }
         }
-        Ok(receipts)
+        // Nothing there yet: every message is told through its own `done`.
+        outcome.take().unwrap_or_else(|| Ok(vec![None; count]))
     }
 
     /// Everything that can be refused is refused here, before anything is written.
@@ -178,76 +166,11 @@ impl HubTopic {
         Ok(())
     }
 
-    fn message_id(&self, seq: u64) -> MessageId {
+    pub(super) fn message_id(&self, seq: u64) -> MessageId {
         MessageId { producer: self.shared.producer, epoch: self.shared.epoch, seq }
     }
 
-    /// Writes a message as one entry, or packed rows as one entry for each MiB.
-    fn append_inline(
-        &self,
-        appender: &mut Appender<'_>,
-        submission: &Submission,
-        scratch: &mut Vec<u8>,
-    ) -> Result<Receipt> {
-        let first_seq = appender.next_seq();
-        let mut wire_bytes = 0;
-        let mut frames_count = 0;
-        for (payload, layout, rows) in blocks(submission)? {
-            let id = self.message_id(appender.next_seq());
-            let outgoing = Outgoing { id, rows, layout, payload };
-            let codec = self.shared.options.codec;
-            let (headers, writable) = (&submission.headers, submission.writable);
-            frames_count += entry::encode_inline(scratch, &outgoing, headers, codec, writable)?;
-            appender.push(rows, &[scratch]);
-            wire_bytes += scratch.len() as u64;
-        }
-        Ok(Receipt {
-            route: Route::Queue,
-            seq: first_seq,
-            id: self.message_id(first_seq),
-            level: self.shared.options.level(),
-            duplicate: false,
-            frames_count,
-            payload_bytes: submission.payload.len() as u64,
-            wire_bytes,
-            rows_count: submission.rows,
-        })
-    }
-
-    fn append_intent(&self, appender: &mut Appender<'_>, submission: &Submission) -> StreamEntry {
-        let entry = StreamEntry {
-            id: self.message_id(appender.next_seq()),
-            payload_bytes: submission.payload.len() as u64,
-            floor_seq: self.floor_seq(),
-            manifest_seq: 0,
-        };
-        appender.push_open(submission.rows, &[&entry.encode()]);
-        entry
-    }
-
-    /// Counts what the log took; a batch's time is shared out over messages and intents.
-    fn count_inline(&self, receipts: &[Option<Receipt>], intents_count: usize, elapsed: Duration) {
-        let mut messages = 0;
-        let mut wire_bytes = 0;
-        let mut bytes = 0;
-        let mut rows = 0;
-        for receipt in receipts.iter().flatten() {
-            messages += 1;
-            rows += u64::from(receipt.rows_count);
-            bytes += receipt.payload_bytes;
-            wire_bytes += receipt.wire_bytes;
-        }
-        self.shared.counters.published_queue.fetch_add(rows, Ordering::Relaxed);
-        if messages > 0 {
-            let inline = wire_bytes + messages * RECORD_COST_BYTES;
-            let intents = intents_count as u64 * INTENT_COST_BYTES;
-            let share = inline as f64 / (inline + intents) as f64;
-            let cost = elapsed.mul_f64(share / messages as f64);
-            self.shared.observe(Route::Queue, bytes / messages, cost);
-        }
-    }
-
-    fn start(
+    pub(super) fn start(
         self: &Arc<Self>,
         submission: Submission,
         entry: StreamEntry,
@@ -382,10 +305,8 @@ impl InFlight {
             payload: self.submission.payload.clone(),
         };
         let shared = &self.topic.shared;
-        let mut value = Vec::new();
-        let codec = shared.options.codec;
-        let (headers, writable) = (&self.submission.headers, self.submission.writable);
-        let frames_count = entry::encode_inline(&mut value, &outgoing, headers, codec, writable)?;
+        let (value, encoded) =
+            append::lone_entry(&outgoing, &self.submission, shared.options.codec)?;
         if let Some(log) = &self.topic.log {
             log.close_open(self.entry.id.seq, self.submission.rows, unix_ms(), &[&value])?;
         }
@@ -398,9 +319,9 @@ impl InFlight {
             id: self.entry.id,
             level: shared.options.level(),
             duplicate: false,
-            frames_count,
+            frames_count: encoded.frames_count,
             payload_bytes: self.entry.payload_bytes,
-            wire_bytes: value.len() as u64,
+            wire_bytes: encoded.wire_bytes,
             rows_count: self.submission.rows,
         })
     }
@@ -417,33 +338,4 @@ impl InFlight {
             );
         }
     }
-}
-
-/// The payload as entries: itself, or packed rows cut at row borders into blocks of at most a MiB.
-fn blocks(submission: &Submission) -> Result<Vec<(Bytes, Option<Layout>, u32)>> {
-    let whole = || (submission.payload.clone(), submission.layout.clone(), submission.rows);
-    let rows = submission.rows as usize;
-    let row_bytes = submission.payload.len() / rows.max(1);
-    let (Some(layout), Some((_, row_shape))) =
-        (&submission.layout, submission.layout.as_ref().and_then(|l| l.shape().split_first()))
-    else {
-        return Ok(vec![whole()]);
-    };
-    if rows <= 1 || submission.payload.len() <= PACKED_BYTES_MAX {
-        return Ok(vec![whole()]);
-    }
-    let rows_per_block = (PACKED_BYTES_MAX / row_bytes.max(1)).max(1);
-    let mut out = Vec::with_capacity(rows.div_ceil(rows_per_block));
-    for first in (0..rows).step_by(rows_per_block) {
-        let last = rows.min(first + rows_per_block);
-        let payload = submission.payload.slice(first * row_bytes..last * row_bytes);
-        let count = u32::try_from(last - first)
-            .map_err(|_| Error::new(ErrorKind::TooLarge, "more than 4,294,967,295 rows"))?;
-        // One row is a message like any other: its shape is the row's.
-        let mut shape = if count > 1 { vec![u64::from(count)] } else { Vec::new() };
-        shape.extend_from_slice(row_shape);
-        let layout = Layout::new(layout.dtype(), layout.itemsize(), shape)?;
-        out.push((payload, Some(layout), count));
-    }
-    Ok(out)
 }

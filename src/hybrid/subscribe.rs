@@ -16,6 +16,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::frame::{Headers, Incoming, Layout, MessageId};
 use crate::hybrid::acks::{Acker, GroupCursor};
 use crate::hybrid::entry::{self, Entry, StreamEntry};
+use crate::hybrid::inline::InlineMessage;
 use crate::hybrid::options::Start;
 use crate::hybrid::runtime;
 use crate::hybrid::stream_subscribe::StreamReader;
@@ -430,10 +431,15 @@ impl JournalReader {
             Error::with_source(error.kind(), context, error)
         })?;
         match entry {
-            Entry::Inline { incoming, headers } => {
-                let block = self.block(Route::Queue, record.first_seq, incoming, headers);
-                let unpacking = Unpacking::new(&self.topic.name, block)?;
-                self.push(Slot::Ready(Box::new(unpacking)));
+            Entry::Inline(messages) => {
+                let mut first_seq = record.first_seq;
+                for InlineMessage { incoming, headers } in messages {
+                    let rows = incoming.rows;
+                    let block = self.block(Route::Queue, first_seq, incoming, headers);
+                    let unpacking = Unpacking::new(&self.topic.name, block)?;
+                    self.push(Slot::Ready(Box::new(unpacking)));
+                    first_seq += u64::from(rows);
+                }
             }
             Entry::Stream(entry) => {
                 let first_seq = record.first_seq;

@@ -190,6 +190,7 @@ fn hub_options(options: &Bound<'_, PyDict>) -> PyResult<HubOptions> {
         retention: Retention {
             age_ms_max: field(options, "age_ms_max")?,
             bytes_max: field(options, "bytes_max")?,
+            msgs_max: field(options, "msgs_max")?,
             unacked: field(options, "unacked")?,
         },
         stream_limits: StreamLimits {

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use pyo3::prelude::*;
 
 use crate::frame::{Headers, Layout};
-use crate::hybrid::{self, Done, HubTopic, Submission};
+use crate::hybrid::{self, Done, HubTopic, Submission, Wait};
 use crate::py::bound::ProcessBound;
 use crate::py::buffer;
 use crate::py::completions::{Completions, Inbox, Outcome};
@@ -64,7 +64,7 @@ impl Publisher {
                 inbox.finish(token, Outcome::Published(result, payload));
             })
         };
-        let receipts = self.submit(py, items, route, timeout_s, done)?;
+        let receipts = self.submit(py, items, route, timeout_s, Wait::Never, done)?;
         Ok(receipts.into_iter().map(|receipt| receipt.map(Receipt)).collect())
     }
 
@@ -90,7 +90,7 @@ impl Publisher {
                 })
             }
         };
-        let mut receipts = self.submit(py, items, route, timeout_s, done)?;
+        let mut receipts = self.submit(py, items, route, timeout_s, Wait::Here, done)?;
         let mut pending = receipts.iter().filter(|receipt| receipt.is_none()).count();
         while pending > 0 {
             let batch: Vec<(usize, crate::Result<hybrid::Receipt>, Bytes)> =
@@ -119,7 +119,8 @@ impl Publisher {
         items: Vec<Item<'_>>,
         route: Option<&str>,
         timeout_s: Option<f64>,
-        done: impl FnMut(usize) -> Done + Send,
+        wait: Wait,
+        done: impl FnMut(usize) -> Done + Send + 'static,
     ) -> PyResult<Vec<Option<hybrid::Receipt>>> {
         let topic = self.topic.get().or_raise(py)?;
         let route = route.map(str::parse::<Route>).transpose().or_raise(py)?;
@@ -127,7 +128,7 @@ impl Publisher {
             items.into_iter().map(|item| submission(py, item)).collect::<PyResult<Vec<_>>>()?;
         let now = Instant::now();
         let deadline = wait::deadline(timeout_s).unwrap_or(now + NO_LIMIT);
-        py.detach(|| topic.publish(submissions, route, deadline, done)).or_raise(py)
+        py.detach(|| topic.publish(submissions, route, deadline, wait, done)).or_raise(py)
     }
 }
 

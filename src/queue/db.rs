@@ -1,36 +1,50 @@
 //! The one place that opens `RocksDB`: settings, column families, errors.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use rocksdb::{
     BoundColumnFamily, ColumnFamilyDescriptor, DBCompressionType, DBRecoveryMode, DBWithThreadMode,
-    LogLevel, MultiThreaded, Options, WriteBatch, WriteOptions,
+    Direction, IteratorMode, LogLevel, MultiThreaded, Options, WriteBatch, WriteOptions,
 };
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::queue::lock::OwnerLock;
 
+/// A key and its value.
+pub(super) type KeyValue = (Box<[u8]>, Box<[u8]>);
 pub(super) type Rocks = DBWithThreadMode<MultiThreaded>;
 
 pub(super) const LOG: &str = "log";
 const META: &str = "default";
-/// 64 MiB memtables were the fastest at every size measured, and bound what a crash has to replay.
-const MEMTABLE_BYTES: usize = 64 << 20;
+/// What a memtable holds before it is written out.
+const LOG_MEMTABLE_BYTES: usize = 16 << 20;
+const META_MEMTABLE_BYTES: usize = 8 << 20;
 /// Bounds the WAL that a rarely written column family keeps alive.
-const WAL_BYTES_MAX: u64 = 256 << 20;
+const WAL_BYTES_MAX: u64 = 128 << 20;
 
 /// An open database, until it is closed.
 pub(super) struct Db {
     inner: RwLock<Option<Open>>,
-    write_options: WriteOptions,
-    name: String,
+    patient: WriteOptions,
+    hurried: WriteOptions,
+    syncs: bool,
+    path: PathBuf,
 }
 
 struct Open {
     // Before the lock: the directory is free when the database is.
     rocks: Arc<Rocks>,
     _lock: OwnerLock,
+}
+
+/// How a write treats a database that wants a pause because its flushes are behind.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pace {
+    /// It waits.
+    Patient,
+    /// It ends with [`ErrorKind::Timeout`], and nothing was written.
+    Hurried,
 }
 
 /// One use of the open database.
@@ -57,40 +71,28 @@ impl Use {
 impl Db {
     pub(super) fn open(path: &Path, sync_writes: bool) -> Result<Self> {
         let lock = OwnerLock::take(path)?;
-        let mut options = Options::default();
-        options.create_if_missing(true);
-        options.create_missing_column_families(true);
-        options.set_paranoid_checks(true);
-        // A torn tail is what kill -9 leaves, and it was never acknowledged. Anything else that
-        // does not check refuses to open: the default would drop the rest of the log
-        // without a word.
-        options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
-        options.set_max_total_wal_size(WAL_BYTES_MAX);
-        options.set_max_background_jobs(2);
-        options.set_log_level(LogLevel::Warn);
-        options.set_max_log_file_size(4 << 20);
-        options.set_keep_log_file_num(2);
-        let mut family = Options::default();
-        family.set_write_buffer_size(MEMTABLE_BYTES);
-        family.set_max_write_buffer_number(3);
-        // Vectors do not compress byte by byte; frames are coded before they get here.
-        family.set_compression_type(DBCompressionType::None);
-        let families = [META, LOG].map(|name| ColumnFamilyDescriptor::new(name, family.clone()));
-        let rocks = Rocks::open_cf_descriptors(&options, path, families).map_err(|e| {
-            let kind = if e.kind() == rocksdb::ErrorKind::Corruption {
-                ErrorKind::Corrupt
-            } else {
-                ErrorKind::Storage
-            };
-            Error::with_source(kind, format!("cannot open the log in {}", path.display()), e)
-        })?;
-        let mut write_options = WriteOptions::default();
-        write_options.set_sync(sync_writes);
+        let options = database_options();
+        let families =
+            [META, LOG].map(|name| ColumnFamilyDescriptor::new(name, family_options(name)));
+        let rocks = Rocks::open_cf_descriptors(&options, path, families)
+            .map_err(|e| open_failed(path, e))?;
+        let mut patient = WriteOptions::default();
+        patient.set_sync(sync_writes);
+        let mut hurried = WriteOptions::default();
+        hurried.set_sync(sync_writes);
+        hurried.set_no_slowdown(true);
         Ok(Self {
             inner: RwLock::new(Some(Open { rocks: Arc::new(rocks), _lock: lock })),
-            write_options,
-            name: path.display().to_string(),
+            patient,
+            hurried,
+            syncs: sync_writes,
+            path: path.to_owned(),
         })
+    }
+
+    /// Appends are on the disk before they are acknowledged.
+    pub(super) fn syncs(&self) -> bool {
+        self.syncs
     }
 
     /// The database, as long as it is open; a close waits for every use to end.
@@ -98,15 +100,48 @@ impl Db {
         let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
         match &*inner {
             Some(open) => Ok(Use { rocks: Arc::clone(&open.rocks) }),
-            None => {
-                Err(Error::new(ErrorKind::Closed, format!("the log in {} is closed", self.name)))
-            }
+            None => Err(Error::new(
+                ErrorKind::Closed,
+                format!("the log in {} is closed", self.path.display()),
+            )),
         }
     }
 
     /// Writes a batch to the WAL and the memtable; synced when the queue was opened so.
     pub(super) fn write(&self, open: &Use, batch: WriteBatch) -> Result<()> {
-        open.rocks.write_opt(batch, &self.write_options).map_err(|e| self.failed("write to", e))
+        self.write_paced(open, batch, Pace::Patient)
+    }
+
+    pub(super) fn write_paced(&self, open: &Use, batch: WriteBatch, pace: Pace) -> Result<()> {
+        let options = match pace {
+            Pace::Patient => &self.patient,
+            Pace::Hurried => &self.hurried,
+        };
+        open.rocks.write_opt(batch, options).map_err(|e| {
+            if pace == Pace::Hurried && e.kind() == rocksdb::ErrorKind::Incomplete {
+                return Error::with_source(ErrorKind::Timeout, "the log wants a pause", e);
+            }
+            self.failed("write to", e)
+        })
+    }
+
+    /// All metadata whose keys begin with `prefix`, in order.
+    pub(super) fn scan_prefix(&self, open: &Use, prefix: &[u8]) -> Result<Vec<KeyValue>> {
+        let mode = IteratorMode::From(prefix, Direction::Forward);
+        let mut found = Vec::new();
+        for entry in open.rocks.iterator_cf(&open.meta()?, mode) {
+            let (key, value) = entry.map_err(|e| self.failed("read", e))?;
+            if !key.starts_with(prefix) {
+                break;
+            }
+            found.push((key, value));
+        }
+        Ok(found)
+    }
+
+    /// The directory.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     pub(super) fn failed(&self, what: &str, error: rocksdb::Error) -> Error {
@@ -115,7 +150,7 @@ impl Db {
         } else {
             ErrorKind::Storage
         };
-        Error::with_source(kind, format!("cannot {what} the log in {}", self.name), error)
+        Error::with_source(kind, format!("cannot {what} the log in {}", self.path.display()), error)
     }
 
     /// Flushes the WAL to the system and lets go of the directory.
@@ -132,4 +167,42 @@ impl Db {
         }
         flushed
     }
+}
+
+fn database_options() -> Options {
+    let mut options = Options::default();
+    options.create_if_missing(true);
+    options.create_missing_column_families(true);
+    options.set_paranoid_checks(true);
+    // A torn tail is what kill -9 leaves, and it was never acknowledged. Anything else that does
+    // not check refuses to open: the default would drop the rest of the log without a word.
+    options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
+    options.set_max_total_wal_size(WAL_BYTES_MAX);
+    options.set_max_background_jobs(2);
+    options.set_log_level(LogLevel::Warn);
+    options.set_max_log_file_size(4 << 20);
+    options.set_keep_log_file_num(2);
+    options
+}
+
+fn family_options(name: &str) -> Options {
+    let mut family = Options::default();
+    family.set_write_buffer_size(if name == LOG {
+        LOG_MEMTABLE_BYTES
+    } else {
+        META_MEMTABLE_BYTES
+    });
+    family.set_max_write_buffer_number(4);
+    // Vectors do not compress byte by byte; frames are coded before they get here.
+    family.set_compression_type(DBCompressionType::None);
+    family
+}
+
+fn open_failed(path: &Path, error: rocksdb::Error) -> Error {
+    let kind = if error.kind() == rocksdb::ErrorKind::Corruption {
+        ErrorKind::Corrupt
+    } else {
+        ErrorKind::Storage
+    };
+    Error::with_source(kind, format!("cannot open the log in {}", path.display()), error)
 }

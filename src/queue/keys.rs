@@ -5,12 +5,18 @@
 //!
 //! ```text
 //! column family "log"
-//!   topic id u32, first seq u64       ->  time_ms u64, span u32, flags u8 (bit 0: open), value
+//!   topic id u32, first seq u64       ->  time_ms u64, span u32, flags u8, value
+//!     flags: bit 0 open; bit 1 the value lies in a value file, and here is a pointer to it:
+//!            file u32, position u64, length u64
 //! column family "default"
 //!   't' topic name                    ->  topic id u32
 //!   'c' topic id u32, group name      ->  cursor: next seq u64
 //!   'o' topic id u32, first seq u64   ->  (empty): the record is open
-//!   'p' topic id u32, first seq u64   ->  page border: bytes before it u64, time_ms u64
+//!   'p' topic id u32, first seq u64   ->  page border: log bytes before it u64, time_ms u64,
+//!                                         value file u32 and its end u64 at that moment
+//!   'v' topic id u32, file u32        ->  value file: seq u64 of its first record
+//!   'x' topic id u32, first seq u64   ->  bytes i64 that a record grew by when it was completed
+//!   'r' topic id u32                  ->  the topic's own retention
 //!   'f' topic id u32                  ->  floor: first seq u64 that retention left
 //!   'm' "topics"                      ->  last topic id u32
 //!   'm' "epoch"                       ->  opens so far u32
@@ -20,6 +26,7 @@
 use crate::error::{Error, ErrorKind, Result};
 
 const FLAG_OPEN: u8 = 1;
+const FLAG_POINTER: u8 = 2;
 
 pub(super) const META_TOPICS: &[u8] = b"mtopics";
 pub(super) const META_EPOCH: &[u8] = b"mepoch";
@@ -81,9 +88,46 @@ pub(super) fn floor(topic_id: u32) -> Vec<u8> {
     prefixed(b'f', &topic_prefix(topic_id))
 }
 
+pub(super) fn value_file_prefix(topic_id: u32) -> Vec<u8> {
+    prefixed(b'v', &topic_prefix(topic_id))
+}
+
+#[expect(clippy::big_endian_bytes, reason = "key order has to be number order")]
+pub(super) fn value_file(topic_id: u32, number: u32) -> Vec<u8> {
+    let mut key = value_file_prefix(topic_id);
+    key.extend_from_slice(&number.to_be_bytes());
+    key
+}
+
+pub(super) fn value_file_number(key: &[u8]) -> Result<u32> {
+    let number = key.get(5..).and_then(|number| number.try_into().ok());
+    number.map(u32::from_be_bytes).ok_or_else(|| bad_value(key))
+}
+
+pub(super) fn resized_prefix(topic_id: u32) -> Vec<u8> {
+    prefixed(b'x', &topic_prefix(topic_id))
+}
+
+pub(super) fn resized(topic_id: u32, seq: u64) -> Vec<u8> {
+    prefixed(b'x', &log(topic_id, seq))
+}
+
+/// The prefixes of all metadata of a topic but its name.
+pub(super) fn topic_prefixes(topic_id: u32) -> impl Iterator<Item = Vec<u8>> {
+    b"copvxrf".iter().map(move |kind| prefixed(*kind, &topic_prefix(topic_id)))
+}
+
+pub(super) fn retention(topic_id: u32) -> Vec<u8> {
+    prefixed(b'r', &topic_prefix(topic_id))
+}
+
 #[expect(clippy::big_endian_bytes, reason = "key order has to be number order")]
 pub(super) fn topic_prefix(topic_id: u32) -> [u8; 4] {
     topic_id.to_be_bytes()
+}
+
+pub(super) fn i64_value(value: &[u8]) -> Result<i64> {
+    value.try_into().map(i64::from_le_bytes).map_err(|_| bad_value(value))
 }
 
 fn prefixed(kind: u8, rest: &[u8]) -> Vec<u8> {
@@ -102,29 +146,65 @@ pub(super) fn u64_value(value: &[u8]) -> Result<u64> {
 }
 
 /// A border in the log: retention deletes up to one.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub(super) struct Page {
     pub(super) first_seq: u64,
     /// Bytes of all records before it, since the topic was made.
     pub(super) bytes_before: u64,
     pub(super) time_ms: u64,
+    /// The value file that was being written, and its size.
+    pub(super) file: u32,
+    pub(super) file_end: u64,
 }
 
 impl Page {
-    pub(super) fn encode(self) -> [u8; 16] {
-        let mut out = [0; 16];
-        let (bytes, time) = out.split_at_mut(8);
-        bytes.copy_from_slice(&self.bytes_before.to_le_bytes());
-        time.copy_from_slice(&self.time_ms.to_le_bytes());
+    pub(super) fn encode(self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(28);
+        out.extend_from_slice(&self.bytes_before.to_le_bytes());
+        out.extend_from_slice(&self.time_ms.to_le_bytes());
+        out.extend_from_slice(&self.file.to_le_bytes());
+        out.extend_from_slice(&self.file_end.to_le_bytes());
         out
     }
 
     pub(super) fn decode(topic_id: u32, key: &[u8], value: &[u8]) -> Result<Self> {
-        let (bytes, time) = value.split_first_chunk().ok_or_else(|| bad_value(value))?;
+        let damaged = || bad_value(value);
+        let (bytes, rest) = value.split_first_chunk().ok_or_else(damaged)?;
+        let (time, rest) = rest.split_first_chunk().ok_or_else(damaged)?;
+        let (file, rest) = rest.split_first_chunk().ok_or_else(damaged)?;
         Ok(Self {
             first_seq: log_seq(topic_id, key.get(1..).unwrap_or_default())?,
             bytes_before: u64::from_le_bytes(*bytes),
-            time_ms: u64_value(time)?,
+            time_ms: u64::from_le_bytes(*time),
+            file: u32::from_le_bytes(*file),
+            file_end: u64_value(rest)?,
+        })
+    }
+}
+
+/// Where a large value lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Pointer {
+    pub(super) file: u32,
+    pub(super) position: u64,
+    pub(super) length: u64,
+}
+
+impl Pointer {
+    pub(super) fn encode(self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.file.to_le_bytes());
+        out.extend_from_slice(&self.position.to_le_bytes());
+        out.extend_from_slice(&self.length.to_le_bytes());
+    }
+
+    pub(super) fn decode(value: &[u8]) -> Result<Self> {
+        let damaged = || bad_value(value);
+        let (file, rest) = value.split_first_chunk().ok_or_else(damaged)?;
+        let (position, rest) = rest.split_first_chunk().ok_or_else(damaged)?;
+        Ok(Self {
+            file: u32::from_le_bytes(*file),
+            position: u64::from_le_bytes(*position),
+            length: u64_value(rest)?,
         })
     }
 }
@@ -144,24 +224,54 @@ pub(super) struct RecordHeader {
     pub(super) open: bool,
 }
 
+/// Bytes of a record besides its value.
+pub(super) const RECORD_HEADER_BYTES: u64 = 13;
+
+/// The value as it lies in the database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stored<'a> {
+    Inline(&'a [u8]),
+    Pointer(Pointer),
+}
+
 impl RecordHeader {
-    pub(super) fn encode(self, out: &mut Vec<u8>) {
+    pub(super) fn encode(self, pointer: Option<Pointer>, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.time_ms.to_le_bytes());
         out.extend_from_slice(&self.span.to_le_bytes());
-        out.push(if self.open { FLAG_OPEN } else { 0 });
+        let open = if self.open { FLAG_OPEN } else { 0 };
+        out.push(open | pointer.map_or(0, |_| FLAG_POINTER));
+        if let Some(pointer) = pointer {
+            pointer.encode(out);
+        }
     }
 
-    pub(super) fn decode(bytes: &[u8]) -> Result<(Self, &[u8])> {
+    pub(super) fn decode(bytes: &[u8]) -> Result<(Self, Stored<'_>)> {
         let damaged =
             || Error::new(ErrorKind::Corrupt, format!("log record of {} bytes", bytes.len()));
         let (time_ms, rest) = bytes.split_first_chunk().ok_or_else(damaged)?;
         let (span, rest) = rest.split_first_chunk().ok_or_else(damaged)?;
         let (&flags, value) = rest.split_first().ok_or_else(damaged)?;
         let span = u32::from_le_bytes(*span);
-        if span == 0 || flags > FLAG_OPEN {
+        if span == 0 || flags > FLAG_OPEN | FLAG_POINTER {
             return Err(damaged());
         }
-        let open = flags == FLAG_OPEN;
-        Ok((Self { time_ms: u64::from_le_bytes(*time_ms), span, open }, value))
+        let header =
+            Self { time_ms: u64::from_le_bytes(*time_ms), span, open: flags & FLAG_OPEN != 0 };
+        let stored = if flags & FLAG_POINTER == 0 {
+            Stored::Inline(value)
+        } else {
+            Stored::Pointer(Pointer::decode(value)?)
+        };
+        Ok((header, stored))
+    }
+}
+
+impl Stored<'_> {
+    /// Bytes of the value itself, wherever it lies.
+    pub(super) fn length(&self) -> u64 {
+        match self {
+            Self::Inline(value) => value.len() as u64,
+            Self::Pointer(pointer) => pointer.length,
+        }
     }
 }

@@ -7,23 +7,32 @@
 //! | `keys` | the bytes of keys and records |
 //! | `queue` | the directory: topics, producer, epoch |
 //! | `topic` | seqs, appends, reads, waking readers |
-//! | `append` | one write of one or many records |
+//! | `append` | the records of one append, and their place in a group's write |
+//! | `commit` | group commit: all appends that wait become one write |
+//! | `values` | large values, in files of their own |
+//! | `cache` | the last records, in memory |
+//! | `recover` | what a topic finds when its directory is opened |
 //! | `cursor` | the durable position of a subscription group |
 //! | `retention` | what may be deleted, and deleting it |
 
 mod append;
+mod cache;
+mod commit;
 mod cursor;
 mod db;
 mod keys;
 mod lock;
 #[expect(clippy::module_inception, reason = "the room and its main noun have one name")]
 mod queue;
+mod recover;
 mod retention;
 mod topic;
+mod values;
 
 pub use append::Appender;
+pub use commit::AppendJob;
 pub use queue::{Queue, QueueOptions};
-pub use retention::{Retained, Retention};
+pub use retention::{Retained, Retention, TopicInfo};
 pub use topic::{Record, Topic};
 
 /// Version of the `RocksDB` that is linked in.

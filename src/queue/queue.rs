@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rocksdb::{Direction, IteratorMode, WriteBatch};
+use rocksdb::WriteBatch;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::frame::ProducerId;
 use crate::name::validate_name;
+use crate::queue::commit::Committer;
 use crate::queue::db::Db;
 use crate::queue::keys;
 use crate::queue::retention::{Retained, Retention};
@@ -26,6 +27,7 @@ pub struct QueueOptions {
 /// One directory of topics; owned by one process.
 pub struct Queue {
     db: Arc<Db>,
+    committer: Arc<Committer>,
     retention: Retention,
     producer: ProducerId,
     epoch: u32,
@@ -39,10 +41,11 @@ impl Queue {
     /// [`ErrorKind::Locked`] naming the owner's pid, [`ErrorKind::Storage`], or
     /// [`ErrorKind::Corrupt`] when the log is damaged anywhere but in a torn tail.
     pub fn open(path: &Path, options: QueueOptions) -> Result<Arc<Self>> {
-        let db = Db::open(path, options.sync_writes)?;
+        let db = Arc::new(Db::open(path, options.sync_writes)?);
         let (producer, epoch) = identity(&db)?;
         Ok(Arc::new(Self {
-            db: Arc::new(db),
+            committer: Committer::new(&db),
+            db,
             retention: options.retention,
             producer,
             epoch,
@@ -74,7 +77,7 @@ impl Queue {
             Some(id) => id,
             None => self.make_topic(name)?,
         };
-        let topic = Arc::new(Topic::open(&self.db, id, name)?);
+        let topic = Arc::new(Topic::open(&self.committer, &self.db, id, name)?);
         topics.insert(name.to_owned(), Arc::clone(&topic));
         Ok(topic)
     }
@@ -97,18 +100,52 @@ impl Queue {
     /// [`ErrorKind::Closed`], [`ErrorKind::Storage`].
     pub fn topics(&self) -> Result<Vec<String>> {
         let open = self.db.get()?;
-        let mode = IteratorMode::From(&[keys::TOPIC_PREFIX], Direction::Forward);
-        let mut names = Vec::new();
-        for entry in open.rocks.iterator_cf(&open.meta()?, mode) {
-            let (key, _) = entry.map_err(|e| self.db.failed("read", e))?;
-            match key.split_first() {
-                Some((&keys::TOPIC_PREFIX, name)) => {
-                    names.push(String::from_utf8_lossy(name).into_owned());
-                }
-                _ => break,
-            }
+        let found = self.db.scan_prefix(&open, &[keys::TOPIC_PREFIX])?;
+        let name = |key: &[u8]| String::from_utf8_lossy(key.get(1..).unwrap_or_default()).into();
+        Ok(found.iter().map(|(key, _)| name(key)).collect())
+    }
+
+    /// Deletes a topic, its groups included. A topic of that name that is made later is another
+    /// one.
+    ///
+    /// # Errors
+    /// [`ErrorKind::TopicNotFound`], [`ErrorKind::Closed`], [`ErrorKind::Storage`].
+    pub fn delete_topic(&self, name: &str) -> Result<()> {
+        let topic = self.existing_topic(name)?;
+        let mut topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
+        topic.delete()?;
+        topics.remove(name);
+        Ok(())
+    }
+
+    /// The topic's own retention; None: it has the queue's.
+    ///
+    /// # Errors
+    /// [`ErrorKind::TopicNotFound`], [`ErrorKind::Closed`], [`ErrorKind::Storage`].
+    pub fn topic_retention(&self, name: &str) -> Result<Option<Retention>> {
+        let topic = self.existing_topic(name)?;
+        let open = self.db.get()?;
+        let value = open
+            .rocks
+            .get_pinned_cf(&open.meta()?, keys::retention(topic.id))
+            .map_err(|e| self.db.failed("read", e))?;
+        value.map(|value| Retention::decode(&value)).transpose()
+    }
+
+    /// Gives a topic a retention of its own, or with None the queue's again.
+    ///
+    /// # Errors
+    /// [`ErrorKind::TopicNotFound`], [`ErrorKind::Closed`], [`ErrorKind::Storage`].
+    pub fn set_topic_retention(&self, name: &str, retention: Option<&Retention>) -> Result<()> {
+        let topic = self.existing_topic(name)?;
+        let open = self.db.get()?;
+        let (meta, key) = (open.meta()?, keys::retention(topic.id));
+        let mut batch = WriteBatch::default();
+        match retention {
+            Some(retention) => batch.put_cf(&meta, key, retention.encode()),
+            None => batch.delete_cf(&meta, key),
         }
-        Ok(names)
+        self.db.write(&open, batch)
     }
 
     /// Deletes what retention allows.
@@ -118,7 +155,9 @@ impl Queue {
     pub fn retain(&self, now_ms: u64) -> Result<Retained> {
         let mut all = Retained::default();
         for name in self.topics()? {
-            let one = self.topic(&name)?.retain(&self.retention, now_ms)?;
+            let own = self.topic_retention(&name)?;
+            let retention = own.as_ref().unwrap_or(&self.retention);
+            let one = self.topic(&name)?.retain(retention, now_ms)?;
             all.messages += one.messages;
             all.bytes += one.bytes;
         }
@@ -131,6 +170,7 @@ impl Queue {
     /// # Errors
     /// [`ErrorKind::Storage`] when the last write fails; the directory is let go of all the same.
     pub fn close(&self) -> Result<()> {
+        self.committer.close();
         let closed = self.db.close();
         let topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
         topics.values().for_each(|topic| topic.wake_all());

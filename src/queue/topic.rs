@@ -1,7 +1,8 @@
 //! One topic: seqs, appends, reads, waking readers.
 
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::{Duration, Instant};
@@ -10,9 +11,17 @@ use bytes::Bytes;
 use rocksdb::{Direction, IteratorMode, ReadOptions, WriteBatch};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::queue::append::{Appender, Tail};
-use crate::queue::db::{Db, Use};
-use crate::queue::keys::{self, Page, RecordHeader};
+use crate::frame::AlignedBuffer;
+use crate::queue::append::{Appender, Placed, Tail};
+use crate::queue::cache::{Located, Place, TailCache};
+use crate::queue::commit::{AppendJob, Committer};
+use crate::queue::db::Db;
+use crate::queue::keys::{self, RecordHeader, Stored};
+use crate::queue::recover;
+use crate::queue::values::ValueFiles;
+
+/// What a read from a table file fetches ahead.
+const READ_AHEAD_BYTES: usize = 1 << 20;
 
 /// A record as read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,32 +42,48 @@ pub struct Record {
 pub struct Topic {
     pub(super) db: Arc<Db>,
     pub(super) id: u32,
+    pub(super) values: ValueFiles,
+    committer: Arc<Committer>,
     name: String,
-    /// Held over a write: seqs reach the log in order.
+    /// Changed by whoever holds the committer's writer.
     tail: Mutex<Tail>,
     /// The first seq that readers may not see yet.
     committed: AtomicU64,
     pub(super) first: AtomicU64,
+    /// Log bytes of what retention deleted.
+    pub(super) first_bytes: AtomicU64,
+    cache: Mutex<TailCache>,
+    /// By how many bytes records grew when they were completed.
+    pub(super) resized: Mutex<BTreeMap<u64, i64>>,
+    pub(super) deleted: AtomicBool,
+    dropped_bytes: u64,
     wakers: Mutex<Vec<Waker>>,
     appended: Condvar,
 }
 
 impl Topic {
-    pub(super) fn open(db: &Arc<Db>, id: u32, name: &str) -> Result<Self> {
-        let open = db.get()?;
-        let floor = open
-            .rocks
-            .get_pinned_cf(&open.meta()?, keys::floor(id))
-            .map_err(|e| db.failed("read", e))?
-            .map_or(Ok(1), |value| keys::u64_value(&value))?;
-        let tail = read_tail(db, &open, id, floor)?;
+    pub(super) fn open(
+        committer: &Arc<Committer>,
+        db: &Arc<Db>,
+        id: u32,
+        name: &str,
+    ) -> Result<Self> {
+        let found = recover::topic(db, id)?;
+        let tail = found.tail;
         Ok(Self {
             db: Arc::clone(db),
             id,
+            values: found.values,
+            committer: Arc::clone(committer),
             name: name.to_owned(),
             tail: Mutex::new(tail),
             committed: AtomicU64::new(tail.next_seq),
-            first: AtomicU64::new(floor),
+            first: AtomicU64::new(found.floor),
+            first_bytes: AtomicU64::new(found.floor_bytes),
+            dropped_bytes: found.dropped_bytes,
+            cache: Mutex::new(TailCache::default()),
+            resized: Mutex::new(found.resized),
+            deleted: AtomicBool::new(false),
             wakers: Mutex::new(Vec::new()),
             appended: Condvar::new(),
         })
@@ -67,6 +92,12 @@ impl Topic {
     /// The topic's name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Bytes of value files that no record pointed to when the directory was opened: appends that
+    /// a crash cut off before they were acknowledged.
+    pub fn dropped_bytes(&self) -> u64 {
+        self.dropped_bytes
     }
 
     /// The oldest seq that retention has left.
@@ -85,44 +116,103 @@ impl Topic {
     /// error nothing was written.
     ///
     /// # Errors
-    /// What `build` returns; [`ErrorKind::Closed`], [`ErrorKind::Storage`].
+    /// What `build` returns; [`ErrorKind::TopicNotFound`] when the topic was deleted,
+    /// [`ErrorKind::Closed`], [`ErrorKind::Storage`].
     pub fn append(
-        &self,
+        self: &Arc<Self>,
         time_ms: u64,
-        build: impl FnOnce(&mut Appender<'_>) -> Result<()>,
+        mut build: impl FnMut(&mut Appender) -> Result<()>,
     ) -> Result<RangeInclusive<u64>> {
-        let open = self.db.get()?;
-        let (log, meta) = (open.log()?, open.meta()?);
-        let mut tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
-        let first_seq = tail.next_seq;
-        let mut appender = Appender::new(self.id, time_ms, *tail, &log, &meta);
-        build(&mut appender)?;
-        let Appender { batch, tail: after, .. } = appender;
-        if !batch.is_empty() {
-            self.db.write(&open, batch)?;
-            *tail = after;
-            self.committed.store(after.next_seq, Ordering::Release);
-            drop(tail);
-            self.wake_all();
+        self.committer.append(self, time_ms, &mut build)
+    }
+
+    /// Appends a job's records, in one write with those of others who come at the same time; its
+    /// `done` was called when this returns.
+    pub fn append_job(self: &Arc<Self>, time_ms: u64, job: Box<dyn AppendJob>) {
+        self.committer.run(self, time_ms, job);
+    }
+
+    /// Appends a job's records without ever blocking: at once where the writer is free and the
+    /// database wants no pause (then `done` was called when this returns), else in the queue's own
+    /// thread. A large job goes there in any case.
+    pub fn append_job_later(self: &Arc<Self>, time_ms: u64, job: Box<dyn AppendJob>, large: bool) {
+        let left = if large { Some(job) } else { self.committer.try_run(self, time_ms, job) };
+        if let Some(job) = left {
+            self.committer.submit(self, time_ms, job);
         }
-        Ok(first_seq..=after.next_seq - 1)
+    }
+
+    /// Makes an append visible to readers.
+    pub(super) fn appended(&self, placed: Placed) {
+        let mut cache = self.lock_cache();
+        placed.records.into_iter().for_each(|record| cache.push(record));
+        self.committed.store(placed.after.next_seq, Ordering::Release);
+        drop(cache);
+        self.wake_all();
+    }
+
+    /// Keeps appends out.
+    pub(super) fn hold_writer(&self) -> MutexGuard<'_, ()> {
+        self.committer.lock_writer()
+    }
+
+    pub(super) fn tail(&self) -> Tail {
+        *self.tail.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn set_tail(&self, tail: Tail) {
+        *self.tail.lock().unwrap_or_else(PoisonError::into_inner) = tail;
+    }
+
+    /// Takes back what a failed append wrote to value files.
+    pub(super) fn cut_values(&self, before: &Tail) {
+        if before.file > 0 {
+            self.values.cut(before.file, before.file_end);
+        }
+    }
+
+    pub(super) fn check_exists(&self) -> Result<()> {
+        if self.deleted.load(Ordering::Acquire) {
+            let context = format!("topic {:?} was deleted", self.name);
+            return Err(Error::new(ErrorKind::TopicNotFound, context));
+        }
+        Ok(())
     }
 
     /// Completes the open record at `seq`: rewrites it and forgets that it was open, in one write.
     ///
     /// # Errors
-    /// [`ErrorKind::Closed`], [`ErrorKind::Storage`].
+    /// [`ErrorKind::TopicNotFound`], [`ErrorKind::Closed`], [`ErrorKind::Storage`].
     pub fn close_open(&self, seq: u64, span: u32, time_ms: u64, value: &[&[u8]]) -> Result<()> {
+        self.check_exists()?;
         let open = self.db.get()?;
-        let mut record = Vec::new();
-        RecordHeader { time_ms, span, open: false }.encode(&mut record);
-        for one in value {
-            record.extend_from_slice(one);
-        }
+        let meta = open.meta()?;
+        let Some(known) =
+            self.read_located(seq, 1, 0)?.into_iter().find(|one| one.first_seq == seq)
+        else {
+            return Err(Error::new(
+                ErrorKind::Storage,
+                format!("topic {:?} has no record at seq {seq} any more", self.name),
+            ));
+        };
+        let value = Bytes::from(value.concat());
+        let grown = i64::try_from(value.len()).unwrap_or(i64::MAX)
+            - i64::try_from(known.place.length()).unwrap_or(i64::MAX);
+        let mut record = Vec::with_capacity(value.len() + 13);
+        RecordHeader { time_ms, span, open: false }.encode(None, &mut record);
+        record.extend_from_slice(&value);
         let mut batch = WriteBatch::default();
         batch.put_cf(&open.log()?, keys::log(self.id, seq), &record);
-        batch.delete_cf(&open.meta()?, keys::open(self.id, seq));
+        batch.delete_cf(&meta, keys::open(self.id, seq));
+        if grown != 0 {
+            batch.put_cf(&meta, keys::resized(self.id, seq), grown.to_le_bytes());
+        }
         self.db.write(&open, batch)?;
+        if grown != 0 {
+            self.lock_resized().insert(seq, grown);
+        }
+        let place = Place::Memory(value);
+        self.lock_cache().replace(Located { first_seq: seq, span, time_ms, open: false, place });
         self.wake_all();
         Ok(())
     }
@@ -149,18 +239,54 @@ impl Topic {
     /// Reads records in order, beginning with the one that holds `from_seq`.
     ///
     /// Stops after `records_max` records or `bytes_max` value bytes; the first record is read
-    /// whatever its size. Copies each value once.
+    /// whatever its size. Recent values are shared with the appender, others copied once.
     ///
     /// # Errors
-    /// [`ErrorKind::Corrupt`] for a damaged log: never a short read instead. [`ErrorKind::Closed`],
-    /// [`ErrorKind::Storage`].
+    /// [`ErrorKind::Corrupt`] for a damaged log: never a short read instead.
+    /// [`ErrorKind::TopicNotFound`], [`ErrorKind::Closed`], [`ErrorKind::Storage`].
     pub fn read(&self, from_seq: u64, records_max: usize, bytes_max: usize) -> Result<Vec<Record>> {
+        let located = self.read_located(from_seq, records_max, bytes_max)?;
+        located.into_iter().map(|record| self.load(record)).collect()
+    }
+
+    fn load(&self, record: Located) -> Result<Record> {
+        let Located { first_seq, span, time_ms, open, place } = record;
+        let value = match place {
+            Place::Memory(value) => value,
+            Place::File(pointer) => self.values.read(pointer)?,
+        };
+        Ok(Record { first_seq, span, time_ms, open, value })
+    }
+
+    /// Where the records lie, and the values that are not in files.
+    pub(super) fn read_located(
+        &self,
+        from_seq: u64,
+        records_max: usize,
+        bytes_max: usize,
+    ) -> Result<Vec<Located>> {
+        self.check_exists()?;
         let end = self.next_seq();
+        let cached = self.lock_cache().read(from_seq, records_max, bytes_max);
+        match cached {
+            Some(found) => Ok(found),
+            None => self.read_database(from_seq, end, records_max, bytes_max),
+        }
+    }
+
+    fn read_database(
+        &self,
+        from_seq: u64,
+        end: u64,
+        records_max: usize,
+        bytes_max: usize,
+    ) -> Result<Vec<Located>> {
         let open = self.db.get()?;
         let log = open.log()?;
         let mut options = ReadOptions::default();
         options.set_iterate_lower_bound(keys::log(self.id, 0));
         options.set_iterate_upper_bound(keys::log(self.id, end));
+        options.set_readahead_size(READ_AHEAD_BYTES);
         let mut iterator = open.rocks.raw_iterator_cf_opt(&log, options);
         iterator.seek_for_prev(keys::log(self.id, from_seq));
         if !iterator.valid() {
@@ -171,18 +297,18 @@ impl Topic {
         let mut bytes = 0;
         while let Some((key, value)) = iterator.item() {
             let first_seq = keys::log_seq(self.id, key)?;
-            let (header, value) = RecordHeader::decode(value)?;
+            let (header, stored) = RecordHeader::decode(value)?;
             if first_seq + u64::from(header.span) > from_seq {
-                if !records.is_empty() && bytes + value.len() > bytes_max {
+                bytes += stored.length();
+                if !records.is_empty() && bytes > bytes_max as u64 {
                     return Ok(records);
                 }
-                bytes += value.len();
-                records.push(Record {
+                records.push(Located {
                     first_seq,
                     span: header.span,
                     time_ms: header.time_ms,
                     open: header.open,
-                    value: Bytes::copy_from_slice(value),
+                    place: own(stored)?,
                 });
                 if records.len() >= records_max {
                     return Ok(records);
@@ -235,47 +361,28 @@ impl Topic {
         self.wakers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Log bytes since the topic was made, deleted ones included.
-    pub(super) fn total_bytes(&self) -> u64 {
-        self.tail.lock().unwrap_or_else(PoisonError::into_inner).bytes
+    fn lock_cache(&self) -> MutexGuard<'_, TailCache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn lock_resized(&self) -> MutexGuard<'_, BTreeMap<u64, i64>> {
+        self.resized.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets what is in memory of records that are deleted.
+    pub(super) fn drop_cached_before(&self, seq: u64) {
+        self.lock_cache().drop_before(seq);
     }
 }
 
-/// Where the next record goes: after the last one, never before what retention deleted.
-fn read_tail(db: &Db, open: &Use, id: u32, floor: u64) -> Result<Tail> {
-    let page = last_page(db, open, id)?;
-    let (mut next_seq, mut bytes, page_bytes) =
-        page.map_or((floor, 0, 0), |page| (page.first_seq, page.bytes_before, page.bytes_before));
-    next_seq = next_seq.max(floor);
-    let mut options = ReadOptions::default();
-    options.set_iterate_upper_bound(keys::log(id, u64::MAX));
-    let start = keys::log(id, page.map_or(floor, |page| page.first_seq));
-    let mode = IteratorMode::From(&start, Direction::Forward);
-    for entry in open.rocks.iterator_cf_opt(&open.log()?, options, mode) {
-        let (key, value) = entry.map_err(|e| db.failed("read", e))?;
-        let (header, _) = RecordHeader::decode(&value)?;
-        let first_seq = keys::log_seq(id, &key)?;
-        if first_seq != next_seq {
-            return Err(Error::new(
-                ErrorKind::Corrupt,
-                format!("seqs {next_seq} to {} are missing from the log", first_seq - 1),
-            ));
-        }
-        next_seq = first_seq + u64::from(header.span);
-        bytes += value.len() as u64;
-    }
-    Ok(Tail { next_seq, bytes, page_bytes })
-}
-
-fn last_page(db: &Db, open: &Use, id: u32) -> Result<Option<Page>> {
-    let prefix = keys::page_prefix(id);
-    let end = keys::page(id, u64::MAX);
-    let mode = IteratorMode::From(&end, Direction::Reverse);
-    match open.rocks.iterator_cf(&open.meta()?, mode).next() {
-        None => Ok(None),
-        Some(entry) => {
-            let (key, value) = entry.map_err(|e| db.failed("read", e))?;
-            key.starts_with(&prefix).then(|| Page::decode(id, &key, &value)).transpose()
+/// Copies a value out of the database, aligned.
+fn own(stored: Stored<'_>) -> Result<Place> {
+    match stored {
+        Stored::Pointer(pointer) => Ok(Place::File(pointer)),
+        Stored::Inline(value) => {
+            let mut buffer = AlignedBuffer::new(value.len() as u64)?;
+            buffer.as_mut().copy_from_slice(value);
+            Ok(Place::Memory(buffer.into_bytes()))
         }
     }
 }

@@ -1,0 +1,124 @@
+//! What a topic finds when its directory is opened.
+
+use std::collections::BTreeMap;
+
+use rocksdb::{Direction, IteratorMode, ReadOptions};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::queue::append::Tail;
+use crate::queue::db::{Db, Use};
+use crate::queue::keys::{self, Page, RECORD_HEADER_BYTES, RecordHeader, Stored};
+use crate::queue::values::ValueFiles;
+
+/// A topic as it lies on the disk.
+pub(super) struct Found {
+    pub(super) floor: u64,
+    /// Log bytes of what retention deleted.
+    pub(super) floor_bytes: u64,
+    pub(super) tail: Tail,
+    pub(super) values: ValueFiles,
+    pub(super) resized: BTreeMap<u64, i64>,
+    /// Bytes in value files that no record pointed to, and that were removed.
+    pub(super) dropped_bytes: u64,
+}
+
+/// Finds where the topic ends, and removes what a crash left in its value files.
+pub(super) fn topic(db: &Db, id: u32) -> Result<Found> {
+    let open = db.get()?;
+    let floor = open
+        .rocks
+        .get_pinned_cf(&open.meta()?, keys::floor(id))
+        .map_err(|e| db.failed("read", e))?
+        .map_or(Ok(1), |value| keys::u64_value(&value))?;
+    let first_page = open
+        .rocks
+        .get_pinned_cf(&open.meta()?, keys::page(id, floor))
+        .map_err(|e| db.failed("read", e))?
+        .map(|value| Page::decode(id, &keys::page(id, floor), &value))
+        .transpose()?;
+    let resized = resized(db, &open, id)?;
+    let files = value_files(db, &open, id)?;
+    let last_file = files.last_key_value().map_or(0, |(number, _)| *number);
+    let tail = tail(db, &open, id, floor, last_file, &resized)?;
+    let values = ValueFiles::new(db.path(), id, files);
+    let dropped_bytes = values.recover(tail.file, tail.file_end)?;
+    let floor_bytes = first_page.map_or(0, |page| page.bytes_before);
+    Ok(Found { floor, floor_bytes, tail, values, resized, dropped_bytes })
+}
+
+/// Where the next record goes: after the last one, never before what retention deleted.
+fn tail(
+    db: &Db,
+    open: &Use,
+    id: u32,
+    floor: u64,
+    last_file: u32,
+    resized: &BTreeMap<u64, i64>,
+) -> Result<Tail> {
+    let page = last_page(db, open, id)?.unwrap_or(Page { first_seq: floor, ..Page::default() });
+    let mut tail = Tail {
+        next_seq: page.first_seq.max(floor),
+        bytes: page.bytes_before,
+        page_bytes: page.bytes_before,
+        time_ms: page.time_ms,
+        file: page.file,
+        file_end: page.file_end,
+    };
+    let mut options = ReadOptions::default();
+    options.set_iterate_upper_bound(keys::log(id, u64::MAX));
+    let start = keys::log(id, tail.next_seq);
+    let mode = IteratorMode::From(&start, Direction::Forward);
+    for entry in open.rocks.iterator_cf_opt(&open.log()?, options, mode) {
+        let (key, value) = entry.map_err(|e| db.failed("read", e))?;
+        let (header, stored) = RecordHeader::decode(&value)?;
+        let first_seq = keys::log_seq(id, &key)?;
+        if first_seq != tail.next_seq {
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                format!("seqs {} to {} are missing from the log", tail.next_seq, first_seq - 1),
+            ));
+        }
+        tail.next_seq = first_seq + u64::from(header.span);
+        // As it was appended, which is what page borders count.
+        let grown = resized.get(&first_seq).copied().unwrap_or(0);
+        tail.bytes += stored.length().saturating_add_signed(-grown) + RECORD_HEADER_BYTES;
+        tail.time_ms = tail.time_ms.max(header.time_ms);
+        if let Stored::Pointer(pointer) = stored {
+            (tail.file, tail.file_end) = (pointer.file, pointer.position + pointer.length);
+        }
+    }
+    if tail.file < last_file {
+        // Nothing is left of the files before, and nothing was written since.
+        (tail.file, tail.file_end) = (last_file, u64::MAX);
+    }
+    Ok(tail)
+}
+
+fn last_page(db: &Db, open: &Use, id: u32) -> Result<Option<Page>> {
+    let prefix = keys::page_prefix(id);
+    let end = keys::page(id, u64::MAX);
+    let mode = IteratorMode::From(&end, Direction::Reverse);
+    match open.rocks.iterator_cf(&open.meta()?, mode).next() {
+        None => Ok(None),
+        Some(entry) => {
+            let (key, value) = entry.map_err(|e| db.failed("read", e))?;
+            key.starts_with(&prefix).then(|| Page::decode(id, &key, &value)).transpose()
+        }
+    }
+}
+
+fn value_files(db: &Db, open: &Use, id: u32) -> Result<BTreeMap<u32, u64>> {
+    let found = db.scan_prefix(open, &keys::value_file_prefix(id))?;
+    found
+        .iter()
+        .map(|(key, value)| Ok((keys::value_file_number(key)?, keys::u64_value(value)?)))
+        .collect()
+}
+
+fn resized(db: &Db, open: &Use, id: u32) -> Result<BTreeMap<u64, i64>> {
+    let found = db.scan_prefix(open, &keys::resized_prefix(id))?;
+    let one = |(key, value): &(Box<[u8]>, Box<[u8]>)| {
+        Ok((keys::log_seq(id, key.get(1..).unwrap_or_default())?, keys::i64_value(value)?))
+    };
+    found.iter().map(one).collect()
+}

@@ -1,0 +1,241 @@
+//! Large values, in files of their own beside the database.
+//!
+//! `RocksDB` would write a large value twice (write-ahead log and table), copy it twice in memory
+//! and stall when its flushes fall behind. Here it is written once, straight from the caller's
+//! memory; the database keeps where it lies. A file belongs to one topic and covers a range of its
+//! seqs, so retention deletes whole files and the disk shrinks at once.
+//!
+//! A value is in its file before the record that points to it is in the database. What a crash
+//! leaves behind that no record points to is cut off when the directory is opened.
+
+use std::collections::BTreeMap;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, IoSlice, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::frame::AlignedBuffer;
+use crate::queue::keys::Pointer;
+
+/// Values of this size and more go to files. Below it a record's way through the database is
+/// cheaper than a system call of its own.
+pub(super) const LARGE_BYTES_MIN: usize = 16 << 10;
+/// A new file is begun when the last one has this size: the grain in which disk is given back.
+pub(super) const FILE_BYTES: u64 = 32 << 20;
+/// Slices of one system call.
+const SLICES_MAX: usize = 64;
+
+/// The value files of one topic.
+pub(super) struct ValueFiles {
+    directory: PathBuf,
+    topic_id: u32,
+    files: Mutex<BTreeMap<u32, ValueFile>>,
+}
+
+/// One file: open once it was used.
+struct ValueFile {
+    /// Seq of the first record that lies in it.
+    first_seq: u64,
+    file: Option<Arc<File>>,
+}
+
+impl ValueFiles {
+    /// The files that the database knows of; `first_seqs` by file number.
+    pub(super) fn new(
+        queue_directory: &Path,
+        topic_id: u32,
+        first_seqs: BTreeMap<u32, u64>,
+    ) -> Self {
+        let file = |first_seq| ValueFile { first_seq, file: None };
+        let files = first_seqs.into_iter().map(|(number, seq)| (number, file(seq))).collect();
+        let directory = queue_directory.join("values");
+        Self { directory, topic_id, files: Mutex::new(files) }
+    }
+
+    /// Begins a new file.
+    pub(super) fn create(&self, number: u32, first_seq: u64) -> Result<()> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.directory)
+            .map_err(|e| self.failed("make", number, e))?;
+        let path = self.path(number);
+        let file = OpenOptions::new()
+            .read(true)
+            .append(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path)
+            .map_err(|e| self.failed("make", number, e))?;
+        // A failed write may have left one.
+        file.set_len(0).map_err(|e| self.failed("make", number, e))?;
+        self.lock().insert(number, ValueFile { first_seq, file: Some(Arc::new(file)) });
+        Ok(())
+    }
+
+    /// Appends the slices one after the other; on an error the file is cut back to `end`.
+    pub(super) fn append(&self, number: u32, end: u64, slices: &[Bytes]) -> Result<()> {
+        let file = self.open(number)?;
+        write_all(&file, slices).map_err(|e| {
+            // Should that fail too, the next open of the directory cuts it.
+            let _ = file.set_len(end);
+            self.failed("write to", number, e)
+        })
+    }
+
+    /// Cuts a file back to `end`: what lies behind it was never acknowledged.
+    pub(super) fn cut(&self, number: u32, end: u64) {
+        if let Ok(file) = self.open(number) {
+            let _ = file.set_len(end);
+        }
+    }
+
+    /// Brings a file to the disk, and its name.
+    pub(super) fn sync(&self, number: u32) -> Result<()> {
+        self.open(number)?
+            .sync_data()
+            .and_then(|()| File::open(&self.directory)?.sync_all())
+            .map_err(|e| self.failed("sync", number, e))
+    }
+
+    /// Reads a value into an aligned allocation.
+    pub(super) fn read(&self, pointer: Pointer) -> Result<Bytes> {
+        let file = self.open(pointer.file)?;
+        let end = pointer.position.checked_add(pointer.length);
+        let length = file.metadata().map_err(|e| self.failed("read", pointer.file, e))?.len();
+        if end.is_none_or(|end| end > length) {
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                format!(
+                    "{} has {length} bytes, a record of {} bytes begins at {}",
+                    self.path(pointer.file).display(),
+                    pointer.length,
+                    pointer.position
+                ),
+            ));
+        }
+        let mut buffer = AlignedBuffer::new(pointer.length)?;
+        file.read_exact_at(buffer.as_mut(), pointer.position)
+            .map_err(|e| self.failed("read", pointer.file, e))?;
+        Ok(buffer.into_bytes())
+    }
+
+    /// Removes the files all of whose records lie before `seq`, and with `last` the newest one too;
+    /// returns their numbers.
+    pub(super) fn remove_before(&self, seq: u64, last: bool) -> Result<Vec<u32>> {
+        let mut files = self.lock();
+        let mut removed = Vec::new();
+        while let Some((&number, _)) = files.first_key_value() {
+            let next = files.range(number + 1..).next().map(|(_, file)| file.first_seq);
+            if next.map_or(!last, |next| next > seq) {
+                break;
+            }
+            match std::fs::remove_file(self.path(number)) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    return Err(self.failed("remove", number, e));
+                }
+                _ => {}
+            }
+            files.remove(&number);
+            removed.push(number);
+        }
+        Ok(removed)
+    }
+
+    /// Removes what the database does not know of and cuts the last file to `end`; returns the
+    /// bytes that were dropped.
+    pub(super) fn recover(&self, last: u32, end: u64) -> Result<u64> {
+        let mut dropped = 0;
+        let entries = match std::fs::read_dir(&self.directory) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(0),
+            entries => entries.map_err(|e| self.failed("list", last, e))?,
+        };
+        for entry in entries {
+            let entry = entry.map_err(|e| self.failed("list", last, e))?;
+            let Some(number) = self.number(&entry.file_name().to_string_lossy()) else { continue };
+            let length = entry.metadata().map_err(|e| self.failed("list", number, e))?.len();
+            if !self.lock().contains_key(&number) {
+                std::fs::remove_file(entry.path()).map_err(|e| self.failed("remove", number, e))?;
+                dropped += length;
+            } else if number == last && length > end {
+                self.open(number)?.set_len(end).map_err(|e| self.failed("cut", number, e))?;
+                dropped += length - end;
+            }
+        }
+        Ok(dropped)
+    }
+
+    /// The numbers of the files and their sizes in bytes, as they lie on the disk.
+    pub(super) fn sizes(&self) -> Result<BTreeMap<u32, u64>> {
+        let numbers: Vec<u32> = self.lock().keys().copied().collect();
+        let size = |number| match std::fs::metadata(self.path(number)) {
+            Ok(found) => Ok((number, found.len())),
+            Err(e) => Err(self.failed("read", number, e)),
+        };
+        numbers.into_iter().map(size).collect()
+    }
+
+    fn open(&self, number: u32) -> Result<Arc<File>> {
+        let mut files = self.lock();
+        let known = files.get_mut(&number).ok_or_else(|| {
+            let path = self.path(number);
+            Error::new(ErrorKind::Corrupt, format!("{} is not known to the log", path.display()))
+        })?;
+        if let Some(file) = &known.file {
+            return Ok(Arc::clone(file));
+        }
+        let opened = OpenOptions::new().read(true).append(true).open(self.path(number));
+        let file = Arc::new(opened.map_err(|e| {
+            let kind = if e.kind() == io::ErrorKind::NotFound {
+                ErrorKind::Corrupt
+            } else {
+                ErrorKind::Storage
+            };
+            Error::with_source(kind, format!("cannot open {}", self.path(number).display()), e)
+        })?);
+        known.file = Some(Arc::clone(&file));
+        Ok(file)
+    }
+
+    fn path(&self, number: u32) -> PathBuf {
+        self.directory.join(format!("{:08x}-{number:08x}", self.topic_id))
+    }
+
+    /// The number of a file of this topic by its name.
+    fn number(&self, name: &str) -> Option<u32> {
+        let (topic, number) = name.split_once('-')?;
+        let own = u32::from_str_radix(topic, 16) == Ok(self.topic_id);
+        own.then(|| u32::from_str_radix(number, 16).ok()).flatten()
+    }
+
+    fn failed(&self, what: &str, number: u32, error: io::Error) -> Error {
+        let path = self.path(number);
+        Error::with_source(ErrorKind::Storage, format!("cannot {what} {}", path.display()), error)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, ValueFile>> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn write_all(mut file: &File, slices: &[Bytes]) -> io::Result<()> {
+    for some in slices.chunks(SLICES_MAX) {
+        let mut some: Vec<IoSlice<'_>> = some.iter().map(|slice| IoSlice::new(slice)).collect();
+        let mut rest = some.as_mut_slice();
+        IoSlice::advance_slices(&mut rest, 0);
+        while !rest.is_empty() {
+            match file.write_vectored(rest) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => IoSlice::advance_slices(&mut rest, count),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+    Ok(())
+}
