@@ -25,6 +25,8 @@ _Item: TypeAlias = tuple[
     Any, bool, str | None, int, Sequence[int] | None, int, list[tuple[str, str]] | None
 ]
 
+_Limits: TypeAlias = tuple[int | None, int | None, int | None, bool]
+
 def build_info() -> dict[str, Any]:
     """What this build is: version, profile, and the versions of what it links."""
 
@@ -115,6 +117,9 @@ class Message:
     def size_bytes(self) -> int:
         """Payload bytes."""
     @property
+    def deliveries(self) -> int:
+        """How often it was delivered to the group, this time included."""
+    @property
     def frames_count(self) -> int:
         """Frames it came in."""
     @property
@@ -124,6 +129,10 @@ class Message:
         """The payload as a read-only ndarray, no copy; of plain bytes a 1-d uint8 array."""
     def ack(self) -> None:
         """Marks the message done: it is not delivered to this subscription group again."""
+    def nak(self, delay_s: float = 0.0) -> None:
+        """Gives the message back: it is delivered to the group again after delay_s seconds."""
+    def in_progress(self) -> None:
+        """Begins the wait anew after which the message is delivered again."""
 
 @final
 class Explanation:
@@ -168,10 +177,32 @@ class Hub:
     def __new__(cls, options: dict[str, Any]) -> Hub: ...
     def publisher(self, topic: str) -> Publisher:
         """A publisher of the topic; the topic is made where it does not exist yet."""
-    def subscribe(self, topic: str, group: str, start: str) -> Subscriber:
+    def subscribe(
+        self,
+        topic: str,
+        group: str,
+        start: str,
+        ack_wait_s: float | None,
+        max_deliver: int | None,
+        dead_letter_topic: str | None,
+    ) -> Subscriber:
         """A subscriber of the topic for a subscription group."""
     def topics(self) -> list[str]:
         """The names of all topics."""
+    def topic_info(self, topic: str) -> dict[str, Any]:
+        """What a topic holds, and its own retention."""
+    def groups(self, topic: str) -> list[dict[str, Any]]:
+        """How far the groups of a topic are."""
+    def delete_group(self, topic: str, group: str) -> None:
+        """Deletes a group and its cursor."""
+    def set_retention(self, topic: str, retention: _Limits | None) -> None:
+        """Gives a topic a retention of its own; None: it has the handle's again."""
+    def retain(self) -> tuple[int, int]:
+        """Deletes what retention allows, now; returns messages and bytes."""
+    def purge_topic(self, topic: str) -> tuple[int, int]:
+        """Deletes all messages of a topic; returns messages and bytes."""
+    def delete_topic(self, topic: str) -> None:
+        """Deletes a topic, its groups and its stream."""
     def explain(self, size_bytes: int) -> Explanation:
         """Which route a message of that size takes now, and why."""
     def stats(self) -> dict[str, int]:
@@ -201,12 +232,16 @@ class Publisher:
 class Subscriber:
     """Reads one topic for one subscription group."""
 
-    def poll(self, messages_max: int, completions: Completions, token: int) -> list[Message]:
-        """Takes what is ready; an empty list: the token finishes when another look is worth it."""
+    def poll(
+        self, messages_max: int, completions: Completions, token: int
+    ) -> tuple[list[Message], float | None]:
+        """Takes what is ready, and says after how many seconds to look again at the latest."""
     def poll_wait(self, messages_max: int, timeout_s: float | None) -> list[Message]:
         """Blocks until something is ready; an empty list means the time was over."""
     def ack_through(self, seq: int) -> None:
         """Marks everything up to and including seq done."""
+    def seek(self, kind: str, value: int, inclusive: bool) -> None:
+        """Moves the group: to "first", "new", "seq" or "time" (ms since the Unix epoch)."""
     def close(self) -> None:
         """Ends the subscription; the group and its cursor stay."""
 

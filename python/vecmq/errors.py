@@ -29,6 +29,7 @@ __all__ = [
     "PublishUnknownError",
     "QueueError",
     "RejectedError",
+    "SeqNotFoundError",
     "ServerError",
     "StorageError",
     "TimeoutError",
@@ -96,6 +97,10 @@ class GroupNotFoundError(QueueError, KeyError):
     """The subscription group does not exist."""
 
     __str__ = Exception.__str__
+
+
+class SeqNotFoundError(QueueError, LookupError):
+    """The topic does not hold that seq; the message names the nearest."""
 
 
 class LockedError(QueueError):

@@ -12,7 +12,9 @@
 //! | `values` | large values, in files of their own |
 //! | `cache` | the last records, in memory |
 //! | `recover` | what a topic finds when its directory is opened |
-//! | `cursor` | the durable position of a subscription group |
+//! | `group` | who has which message of a subscription group, and which are done; pure |
+//! | `cursor` | subscription groups, saved |
+//! | `seek` | where a time lies in the log |
 //! | `retention` | what may be deleted, and deleting it |
 
 mod append;
@@ -20,17 +22,21 @@ mod cache;
 mod commit;
 mod cursor;
 mod db;
+mod group;
 mod keys;
 mod lock;
 #[expect(clippy::module_inception, reason = "the room and its main noun have one name")]
 mod queue;
 mod recover;
 mod retention;
+mod seek;
 mod topic;
 mod values;
 
 pub use append::Appender;
 pub use commit::AppendJob;
+pub use cursor::{Group, GroupInfo, GroupStart};
+pub use group::{Claim, SubscriberId};
 pub use queue::{Queue, QueueOptions};
 pub use retention::{Retained, Retention, TopicInfo};
 pub use topic::{Record, Topic};
