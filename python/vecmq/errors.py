@@ -13,6 +13,7 @@ __all__ = [
     "BufferMutatedError",
     "ClosedError",
     "ConfigError",
+    "ConflictError",
     "CorruptError",
     "Error",
     "ForkError",
@@ -96,6 +97,10 @@ class GroupNotFoundError(QueueError, KeyError):
     """The subscription group does not exist."""
 
     __str__ = Exception.__str__
+
+
+class ConflictError(QueueError):
+    """A topic holds messages that the import into it did not write."""
 
 
 class LockedError(QueueError):

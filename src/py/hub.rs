@@ -21,7 +21,7 @@ use crate::router::{self, RouterConfig};
 /// One open directory, one open connection, or both.
 #[pyclass(frozen, module = "vecmq._native")]
 pub(crate) struct Hub {
-    inner: Arc<ProcessBound<hybrid::Hub>>,
+    pub(super) inner: Arc<ProcessBound<hybrid::Hub>>,
 }
 
 #[pymethods]

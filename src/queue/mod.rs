@@ -14,6 +14,7 @@
 //! | `recover` | what a topic finds when its directory is opened |
 //! | `cursor` | the durable position of a subscription group |
 //! | `retention` | what may be deleted, and deleting it |
+//! | `rocksmq` | reads the directories of Milvus' `RocksMQ` |
 
 mod append;
 mod cache;
@@ -26,6 +27,7 @@ mod lock;
 mod queue;
 mod recover;
 mod retention;
+mod rocksmq;
 mod topic;
 mod values;
 
@@ -33,6 +35,7 @@ pub use append::Appender;
 pub use commit::AppendJob;
 pub use queue::{Queue, QueueOptions};
 pub use retention::{Retained, Retention, TopicInfo};
+pub use rocksmq::{RocksMq, RocksPage, RocksScan, RocksTopic};
 pub use topic::{Record, Topic};
 
 /// Version of the `RocksDB` that is linked in.

@@ -11,7 +11,6 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import os
 import subprocess
 import sys
 import tarfile
@@ -23,7 +22,8 @@ ROOT = HERE.parent.parent
 MILVUS = ROOT / "benches" / "peers" / "milvus"
 sys.path[:0] = [str(MILVUS), str(ROOT / "_build")]
 
-import build  # noqa: E402 - the directories of both are no packages
+import build  # type: ignore[import-not-found]  # noqa: E402 - no packages, either of them
+
 import environment  # noqa: E402
 
 
@@ -58,13 +58,12 @@ def pack(directory: Path, target: Path) -> None:
             member.uid = member.gid = member.mtime = 0
             member.uname = member.gname = ""
             if path.is_file():
-                with path.open("rb") as stream:
-                    archive.addfile(member, stream)
+                archive.addfile(member, io.BytesIO(path.read_bytes()))
             else:
                 archive.addfile(member)
     with open(target, "wb") as stream, gzip.GzipFile("", "wb", 9, stream, mtime=0) as zipped:
         zipped.write(packed.getvalue())
-    print(f"{target.relative_to(ROOT)}: {os.path.getsize(target):,} bytes", file=sys.stderr)
+    print(f"{target.relative_to(ROOT)}: {target.stat().st_size:,} bytes", file=sys.stderr)
 
 
 if __name__ == "__main__":
