@@ -83,7 +83,7 @@ impl RocksMq {
                 "page_message_size" => page(&mut found, &key, rest)?.bytes = number()?,
                 "page_ts" => page(&mut found, &key, rest)?.closed_s = Some(number()?),
                 "acked_ts" => page(&mut found, &key, rest)?.acked_s = Some(number()?),
-                // Versions before 2.2 kept more, which nothing here needs.
+                // Old versions kept more, which nothing here needs.
                 _ => {}
             }
         }
