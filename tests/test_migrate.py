@@ -195,6 +195,26 @@ def test_two_topics_of_milvus_do_not_mix(source: Path, into: Path) -> None:
     refused(source, into, "sizes")
 
 
+def test_messages_that_retention_has_deleted_since_are_not_copied_again(
+    source: Path, into: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Retention deletes pages of 1 MiB: a large message that Milvus has not any more, and some.
+    earlier = expected("acked")[0][0] - 1
+    with vecmq.sync.open(into, mode="queue") as mq:
+        headers = {migrate.ID_HEADER: str(earlier), migrate.TOPIC_HEADER: "acked"}
+        mq.publisher("acked").publish(bytes((1 << 20) - 20_000), headers)
+    monkeypatch.setattr(migrate, "WINDOW_MSGS", 1)
+    migrate.import_rocksmq(source, into, ["acked"])
+    with vecmq.sync.open(into, mode="queue", retention=vecmq.Retention(bytes_max=1, unacked=True)):
+        pass
+    left = stored(into, "acked")
+    assert 0 < len(left) < 40
+    (done,) = migrate.import_rocksmq(source, into, ["acked"])
+    assert (done.copied_count, done.deleted_there_count) == (0, 0)
+    assert (done.deleted_here_count, done.verified_count) == (40 - len(left), len(left))
+    assert stored(into, "acked") == left == expected("acked")[-len(left) :]
+
+
 @pytest.mark.parametrize("change", ["payload", "missing", "twice", "array", "rows"])
 def test_what_looks_like_an_import_is_compared(source: Path, into: Path, change: str) -> None:
     import numpy as np

@@ -24,7 +24,14 @@ from urllib.parse import quote
 import vecmq.sync
 from vecmq._native import RocksMq, RocksScan, check_topic_name, peek, topic_bounds
 from vecmq._options import MESSAGE_BYTES_MAX, Level
-from vecmq.errors import ConfigError, ConflictError, CorruptError, Error, TooLargeError
+from vecmq.errors import (
+    ConfigError,
+    ConflictError,
+    CorruptError,
+    Error,
+    InvalidNameError,
+    TooLargeError,
+)
 
 if TYPE_CHECKING:
     from vecmq._messages import Item
@@ -244,8 +251,11 @@ def _plan(source: _Source, topics: Iterable[str] | Mapping[str, str] | None) -> 
         raise ConfigError(f"topics: expected several names, got the string {topics!r}")
     else:
         names = {name: name for name in topics}
-    for topic in names.values():
-        check_topic_name(topic)
+    for name, topic in names.items():
+        try:
+            check_topic_name(topic)
+        except InvalidNameError as error:
+            raise InvalidNameError(f"{error}; give RocksMQ topic {name!r} another one") from None
     twice = {topic for topic in names.values() if list(names.values()).count(topic) > 1}
     if twice:
         raise ConfigError(f"topics: two of them would become {min(twice)!r}")
