@@ -1,6 +1,7 @@
 """The Rust core of vecmq. The documented public classes are in `vecmq` and `vecmq.sync`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from os import PathLike
 from typing import Any, TypeAlias, final
 
 from numpy.typing import NDArray
@@ -14,11 +15,16 @@ __all__ = [
     "Payload",
     "Publisher",
     "Receipt",
+    "RocksMq",
+    "RocksScan",
     "Subscriber",
     "ack_all",
     "build_info",
+    "check_topic_name",
     "join_rows",
     "make_frames",
+    "peek",
+    "topic_bounds",
 ]
 
 _Item: TypeAlias = tuple[
@@ -254,3 +260,61 @@ class GroupAssembler:
         self, fields: dict[str, str], body: object
     ) -> tuple[Payload, str | None, tuple[int, ...] | None] | None:
         """Takes one frame; returns the group when it was the last missing one."""
+
+# end id, bytes, closed and acknowledged in seconds since the Unix epoch
+_Page: TypeAlias = tuple[int, int, int | None, int | None]
+# name, orphaned, made in seconds since the Unix epoch, bytes in the open page, closed pages
+_Topic: TypeAlias = tuple[str, bool, int | None, int, list[_Page]]
+
+def check_topic_name(name: str) -> None:
+    """Checks the name of a topic."""
+
+def topic_bounds(hub: Hub, topic: str) -> tuple[int, int]:
+    """The oldest seq that is left in a topic, and the next one."""
+
+def peek(
+    hub: Hub, topic: str, from_seq: int, records_max: int, bytes_max: int
+) -> list[tuple[int, int, tuple[dict[str, str], Payload] | None]]:
+    """Reads a topic from a seq on without a subscription group: whole records of the log."""
+
+@final
+class RocksMq:
+    """A directory pair of Milvus' RocksMQ, open for reading."""
+
+    def __new__(cls, path: str | PathLike[str]) -> RocksMq: ...
+    def topics(self) -> list[_Topic]:
+        """All topics by name: name, orphaned, made at, bytes in the open page, closed pages."""
+    def scan(self, topic: str, progress: Callable[[int, int], object] | None) -> RocksScan:
+        """Reads every message of a topic once."""
+    def read(
+        self, scan: RocksScan, after: int | None, messages_max: int, bytes_max: int
+    ) -> list[tuple[int, Payload]]:
+        """Messages with ids above after, in order: id and payload."""
+    def close(self) -> None:
+        """Closes the two databases; a Milvus may start on them again."""
+
+@final
+class RocksScan:
+    """What one pass over all messages of a topic found."""
+
+    @property
+    def topic(self) -> _Topic:
+        """What the metadata says: name, orphaned, made at, bytes in the open page, pages."""
+    @property
+    def messages_count(self) -> int:
+        """Messages."""
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of their payloads."""
+    @property
+    def payload_bytes_max(self) -> int:
+        """The largest payload, in bytes."""
+    @property
+    def first_id(self) -> int | None:
+        """The smallest id."""
+    @property
+    def last_id(self) -> int | None:
+        """The largest id."""
+    @property
+    def missing_bytes(self) -> int:
+        """Bytes in pages not yet acknowledged that the metadata counts and that are not there."""

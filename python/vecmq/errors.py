@@ -13,6 +13,7 @@ __all__ = [
     "BufferMutatedError",
     "ClosedError",
     "ConfigError",
+    "ConflictError",
     "CorruptError",
     "Error",
     "ForkError",
@@ -101,6 +102,10 @@ class GroupNotFoundError(QueueError, KeyError):
 
 class SeqNotFoundError(QueueError, LookupError):
     """The topic does not hold that seq; the message names the nearest."""
+
+
+class ConflictError(QueueError):
+    """A topic holds messages that the import into it did not write."""
 
 
 class LockedError(QueueError):

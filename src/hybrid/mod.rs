@@ -14,6 +14,7 @@
 //! | `inline` | the bytes of small messages, several in one entry |
 //! | `append` | messages -> entries, as one append of the journal |
 //! | `topic` | one topic: its journal, its stream, the lane that keeps frames in call order |
+//! | `peek` | reads a journal without a subscription group |
 //! | `publish` | submission -> route -> journal -> receipt |
 //! | `busy` | what a message costs a route that works on many at once |
 //! | `runtime` | the tokio runtime that both directions share |
@@ -34,6 +35,7 @@ mod hub;
 mod inline;
 mod journal;
 mod options;
+mod peek;
 mod publish;
 mod resolve;
 mod runtime;
@@ -43,6 +45,7 @@ mod topic;
 
 pub use hub::{Hub, Stats};
 pub use options::{HubOptions, Level, Mode, SubscribeOptions};
+pub use peek::Peeked;
 pub use publish::{Done, Receipt, Submission, Wait};
 pub use subscribe::{Message, SeekTo, Subscriber};
 pub use topic::HubTopic;

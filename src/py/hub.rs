@@ -23,7 +23,7 @@ type Limits = (Option<u64>, Option<u64>, Option<u64>, bool);
 /// One open directory, one open connection, or both.
 #[pyclass(frozen, module = "vecmq._native")]
 pub(crate) struct Hub {
-    inner: Arc<ProcessBound<hybrid::Hub>>,
+    pub(super) inner: Arc<ProcessBound<hybrid::Hub>>,
 }
 
 #[pymethods]

@@ -16,6 +16,7 @@
 //! | `cursor` | subscription groups, saved |
 //! | `seek` | where a time lies in the log |
 //! | `retention` | what may be deleted, and deleting it |
+//! | `rocksmq` | reads the directories of Milvus' `RocksMQ` |
 
 mod append;
 mod cache;
@@ -29,6 +30,7 @@ mod lock;
 mod queue;
 mod recover;
 mod retention;
+mod rocksmq;
 mod seek;
 mod topic;
 mod values;
@@ -39,6 +41,7 @@ pub use cursor::{Group, GroupInfo, GroupStart};
 pub use group::{Claim, SubscriberId};
 pub use queue::{Queue, QueueOptions};
 pub use retention::{Retained, Retention, TopicInfo};
+pub use rocksmq::{RocksMq, RocksPage, RocksScan, RocksTopic};
 pub use topic::{Record, Topic};
 
 /// Version of the `RocksDB` that is linked in.
