@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use rocksdb::{Direction, IteratorMode, ReadOptions};
+use rocksdb::{Direction, IteratorMode, ReadOptions, WriteBatch};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::queue::append::Tail;
@@ -41,9 +41,30 @@ pub(super) fn topic(db: &Db, id: u32) -> Result<Found> {
     let last_file = files.last_key_value().map_or(0, |(number, _)| *number);
     let tail = tail(db, &open, id, floor, last_file, &resized)?;
     let values = ValueFiles::new(db.path(), id, files);
+    finish_trim(db, &open, id, &values, floor, tail.next_seq)?;
     let dropped_bytes = values.recover(tail.file, tail.file_end)?;
     let floor_bytes = first_page.map_or(0, |page| page.bytes_before);
     Ok(Found { floor, floor_bytes, tail, values, resized, dropped_bytes })
+}
+
+/// Removes the value files of records that retention or a purge deleted before a crash cut it off.
+fn finish_trim(
+    db: &Db,
+    open: &Use,
+    id: u32,
+    values: &ValueFiles,
+    floor: u64,
+    next_seq: u64,
+) -> Result<()> {
+    let stale = values.remove_before(floor, next_seq == floor)?;
+    if stale.is_empty() {
+        return Ok(());
+    }
+    let mut batch = WriteBatch::default();
+    for number in stale {
+        batch.delete_cf(&open.meta()?, keys::value_file(id, number));
+    }
+    db.write(open, batch)
 }
 
 /// Where the next record goes: after the last one, never before what retention deleted.

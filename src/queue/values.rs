@@ -175,7 +175,7 @@ impl ValueFiles {
         let numbers: Vec<u32> = self.lock().keys().copied().collect();
         let size = |number| match std::fs::metadata(self.path(number)) {
             Ok(found) => Ok((number, found.len())),
-            Err(e) => Err(self.failed("read", number, e)),
+            Err(e) => Err(self.missing(number, e)),
         };
         numbers.into_iter().map(size).collect()
     }
@@ -190,14 +190,7 @@ impl ValueFiles {
             return Ok(Arc::clone(file));
         }
         let opened = OpenOptions::new().read(true).append(true).open(self.path(number));
-        let file = Arc::new(opened.map_err(|e| {
-            let kind = if e.kind() == io::ErrorKind::NotFound {
-                ErrorKind::Corrupt
-            } else {
-                ErrorKind::Storage
-            };
-            Error::with_source(kind, format!("cannot open {}", self.path(number).display()), e)
-        })?);
+        let file = Arc::new(opened.map_err(|e| self.missing(number, e))?);
         known.file = Some(Arc::clone(&file));
         Ok(file)
     }
@@ -211,6 +204,15 @@ impl ValueFiles {
         let (topic, number) = name.split_once('-')?;
         let own = u32::from_str_radix(topic, 16) == Ok(self.topic_id);
         own.then(|| u32::from_str_radix(number, 16).ok()).flatten()
+    }
+
+    /// A file that the log knows and that cannot be opened: gone, it is damage.
+    fn missing(&self, number: u32, error: io::Error) -> Error {
+        if error.kind() == io::ErrorKind::NotFound {
+            let context = format!("{} is gone, and the log needs it", self.path(number).display());
+            return Error::with_source(ErrorKind::Corrupt, context, error);
+        }
+        self.failed("open", number, error)
     }
 
     fn failed(&self, what: &str, number: u32, error: io::Error) -> Error {
