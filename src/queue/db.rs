@@ -9,7 +9,9 @@ use rocksdb::{
 };
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::queue::integrity::{self, LogReport};
 use crate::queue::lock::OwnerLock;
+use crate::queue::mark::Marker;
 
 /// A key and its value.
 pub(super) type KeyValue = (Box<[u8]>, Box<[u8]>);
@@ -30,6 +32,7 @@ pub(super) struct Db {
     hurried: WriteOptions,
     syncs: bool,
     path: PathBuf,
+    marker: Marker,
 }
 
 struct Open {
@@ -69,25 +72,33 @@ impl Use {
 }
 
 impl Db {
-    pub(super) fn open(path: &Path, sync_writes: bool) -> Result<Self> {
+    /// Opens the directory, and tells what the log was like.
+    pub(super) fn open(path: &Path, sync_writes: bool) -> Result<(Self, LogReport)> {
         let lock = OwnerLock::take(path)?;
+        // Before the database changes anything.
+        let mut report = integrity::inspect(path)?;
+        report.verify(path)?;
         let options = database_options();
         let families =
             [META, LOG].map(|name| ColumnFamilyDescriptor::new(name, family_options(name)));
         let rocks = Rocks::open_cf_descriptors(&options, path, families)
             .map_err(|e| open_failed(path, e))?;
+        report.opened(path, rocks.latest_sequence_number())?;
+        let marker = Marker::start(path, sync_writes)?;
         let mut patient = WriteOptions::default();
         patient.set_sync(sync_writes);
         let mut hurried = WriteOptions::default();
         hurried.set_sync(sync_writes);
         hurried.set_no_slowdown(true);
-        Ok(Self {
+        let db = Self {
             inner: RwLock::new(Some(Open { rocks: Arc::new(rocks), _lock: lock })),
             patient,
             hurried,
             syncs: sync_writes,
             path: path.to_owned(),
-        })
+            marker,
+        };
+        Ok((db, report))
     }
 
     /// Appends are on the disk before they are acknowledged.
@@ -122,7 +133,9 @@ impl Db {
                 return Error::with_source(ErrorKind::Timeout, "the log wants a pause", e);
             }
             self.failed("write to", e)
-        })
+        })?;
+        self.marker.note(open.rocks.latest_sequence_number());
+        Ok(())
     }
 
     /// All metadata whose keys begin with `prefix`, in order.
@@ -165,7 +178,8 @@ impl Db {
             rocks = shared;
             std::thread::yield_now();
         }
-        flushed
+        let marked = self.marker.end(flushed.is_ok());
+        flushed.and(marked)
     }
 }
 
@@ -177,6 +191,7 @@ fn database_options() -> Options {
     // A torn tail is what kill -9 leaves, and it was never acknowledged. Anything else that does
     // not check refuses to open: the default would drop the rest of the log without a word.
     options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
+    options.set_track_and_verify_wals_in_manifest(true);
     options.set_max_total_wal_size(WAL_BYTES_MAX);
     options.set_max_background_jobs(2);
     options.set_log_level(LogLevel::Warn);

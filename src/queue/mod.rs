@@ -12,6 +12,9 @@
 //! | `values` | large values, in files of their own |
 //! | `cache` | the last records, in memory |
 //! | `recover` | what a topic finds when its directory is opened |
+//! | `wal` | what the write-ahead log holds, read without `RocksDB` |
+//! | `mark` | what was acknowledged, noted outside the write-ahead log |
+//! | `integrity` | the one against the other, before a directory is opened |
 //! | `cursor` | the durable position of a subscription group |
 //! | `retention` | what may be deleted, and deleting it |
 
@@ -20,18 +23,22 @@ mod cache;
 mod commit;
 mod cursor;
 mod db;
+mod integrity;
 mod keys;
 mod lock;
+mod mark;
 #[expect(clippy::module_inception, reason = "the room and its main noun have one name")]
 mod queue;
 mod recover;
 mod retention;
 mod topic;
 mod values;
+mod wal;
 
 pub use append::Appender;
 pub use commit::AppendJob;
 pub use queue::{Queue, QueueOptions};
+pub use recover::{Recovery, TopicRecovery};
 pub use retention::{Retained, Retention, TopicInfo};
 pub use topic::{Record, Topic};
 

@@ -17,7 +17,7 @@ use crate::queue::cache::{Located, Place, TailCache};
 use crate::queue::commit::{AppendJob, Committer};
 use crate::queue::db::Db;
 use crate::queue::keys::{self, RecordHeader, Stored};
-use crate::queue::recover;
+use crate::queue::recover::{self, TopicRecovery};
 use crate::queue::values::ValueFiles;
 
 /// What a read from a table file fetches ahead.
@@ -50,6 +50,8 @@ pub struct Topic {
     /// The first seq that readers may not see yet.
     committed: AtomicU64,
     pub(super) first: AtomicU64,
+    /// Records before this one are deleted, or about to be.
+    pub(super) trimming: AtomicU64,
     /// Log bytes of what retention deleted.
     pub(super) first_bytes: AtomicU64,
     cache: Mutex<TailCache>,
@@ -57,6 +59,7 @@ pub struct Topic {
     pub(super) resized: Mutex<BTreeMap<u64, i64>>,
     pub(super) deleted: AtomicBool,
     dropped_bytes: u64,
+    finished_files: u64,
     wakers: Mutex<Vec<Waker>>,
     appended: Condvar,
 }
@@ -79,8 +82,10 @@ impl Topic {
             tail: Mutex::new(tail),
             committed: AtomicU64::new(tail.next_seq),
             first: AtomicU64::new(found.floor),
+            trimming: AtomicU64::new(found.floor),
             first_bytes: AtomicU64::new(found.floor_bytes),
             dropped_bytes: found.dropped_bytes,
+            finished_files: found.finished_files,
             cache: Mutex::new(TailCache::default()),
             resized: Mutex::new(found.resized),
             deleted: AtomicBool::new(false),
@@ -98,6 +103,17 @@ impl Topic {
     /// a crash cut off before they were acknowledged.
     pub fn dropped_bytes(&self) -> u64 {
         self.dropped_bytes
+    }
+
+    /// What was found when the directory was opened.
+    pub(super) fn recovery(&self) -> Result<TopicRecovery> {
+        Ok(TopicRecovery {
+            name: self.name.clone(),
+            messages: self.next_seq().saturating_sub(self.first_seq()),
+            dropped_bytes: self.dropped_bytes,
+            finished_files: self.finished_files,
+            open: self.open_seqs()?.len() as u64,
+        })
     }
 
     /// The oldest seq that retention has left.
@@ -293,12 +309,13 @@ impl Topic {
             iterator.status().map_err(|e| self.db.failed("read", e))?;
             iterator.seek(keys::log(self.id, from_seq));
         }
-        let mut records = Vec::new();
+        let mut records: Vec<Located> = Vec::new();
         let mut bytes = 0;
         while let Some((key, value)) = iterator.item() {
             let first_seq = keys::log_seq(self.id, key)?;
             let (header, stored) = RecordHeader::decode(value)?;
             if first_seq + u64::from(header.span) > from_seq {
+                self.check_hole(records.last().map_or(from_seq, Located::after), first_seq)?;
                 bytes += stored.length();
                 if !records.is_empty() && bytes > bytes_max as u64 {
                     return Ok(records);
@@ -319,7 +336,24 @@ impl Topic {
         // An iterator that met damage ends like one that met the end; only its status tells them
         // apart.
         iterator.status().map_err(|e| self.db.failed("read", e))?;
+        self.check_hole(records.last().map_or(from_seq, Located::after), end)?;
         Ok(records)
+    }
+
+    /// Records follow each other without a hole, but for what retention deletes meanwhile.
+    fn check_hole(&self, expected: u64, found: u64) -> Result<()> {
+        let expected = expected.max(self.trimming.load(Ordering::Acquire));
+        if found <= expected {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Corrupt,
+            format!(
+                "topic {:?}: seqs {expected} to {} are missing from the log",
+                self.name,
+                found - 1
+            ),
+        ))
     }
 
     /// Wakes `waker` at the next append, completed record or close. Register, then look again.

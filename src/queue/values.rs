@@ -26,6 +26,8 @@ use crate::queue::keys::Pointer;
 pub(super) const LARGE_BYTES_MIN: usize = 16 << 10;
 /// A new file is begun when the last one has this size: the grain in which disk is given back.
 pub(super) const FILE_BYTES: u64 = 32 << 20;
+/// Where the files lie, in the queue's directory.
+const DIRECTORY: &str = "values";
 /// Slices of one system call.
 const SLICES_MAX: usize = 64;
 
@@ -52,7 +54,7 @@ impl ValueFiles {
     ) -> Self {
         let file = |first_seq| ValueFile { first_seq, file: None };
         let files = first_seqs.into_iter().map(|(number, seq)| (number, file(seq))).collect();
-        let directory = queue_directory.join("values");
+        let directory = queue_directory.join(DIRECTORY);
         Self { directory, topic_id, files: Mutex::new(files) }
     }
 
@@ -172,12 +174,13 @@ impl ValueFiles {
 
     /// The numbers of the files and their sizes in bytes, as they lie on the disk.
     pub(super) fn sizes(&self) -> Result<BTreeMap<u32, u64>> {
-        let numbers: Vec<u32> = self.lock().keys().copied().collect();
-        let size = |number| match std::fs::metadata(self.path(number)) {
+        // Held: retention removes files meanwhile.
+        let files = self.lock();
+        let size = |&number: &u32| match std::fs::metadata(self.path(number)) {
             Ok(found) => Ok((number, found.len())),
             Err(e) => Err(self.missing(number, e)),
         };
-        numbers.into_iter().map(size).collect()
+        files.keys().map(size).collect()
     }
 
     fn open(&self, number: u32) -> Result<Arc<File>> {
@@ -223,6 +226,29 @@ impl ValueFiles {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, ValueFile>> {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// All value files of a directory, with their topics' ids.
+pub(super) fn list(queue_directory: &Path) -> Result<Vec<(u32, PathBuf)>> {
+    let directory = queue_directory.join(DIRECTORY);
+    let failed = |e| {
+        let context = format!("cannot list {}", directory.display());
+        Error::with_source(ErrorKind::Storage, context, e)
+    };
+    let entries = match std::fs::read_dir(&directory) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(failed)?,
+    };
+    let mut files = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(failed)?.path();
+        let name = path.file_name().and_then(|name| name.to_str()?.split_once('-'));
+        if let Some(topic_id) = name.and_then(|(topic, _)| u32::from_str_radix(topic, 16).ok()) {
+            files.push((topic_id, path));
+        }
+    }
+    files.sort_unstable();
+    Ok(files)
 }
 
 fn write_all(mut file: &File, slices: &[Bytes]) -> io::Result<()> {
