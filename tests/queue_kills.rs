@@ -310,7 +310,9 @@ fn verify(path: &Path, told: &Told, work: Work, floor_before: u64, sums: &mut Su
     assert!(cursor >= told.cursor && cursor < info.next_seq, "cursor {cursor}");
     sums.dropped_bytes += topic.dropped_bytes();
     // What the hybrid room does at its open; open records keep retention from going on.
-    open.into_iter().for_each(|seq| complete_one(&topic, seq));
+    for seq in open {
+        complete_one(&topic, seq);
+    }
     let floor = topic.first_seq();
     queue.close().unwrap();
     floor

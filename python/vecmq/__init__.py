@@ -49,6 +49,7 @@ from vecmq.errors import (
     TopicNotFoundError,
     UnsupportedError,
 )
+from vecmq.integrity import CheckReport, Recovery, check
 from vecmq.retention import Retention
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Batch",
     "BufferMutatedError",
+    "CheckReport",
     "ClosedError",
     "ConfigError",
     "CorruptError",
@@ -80,6 +82,7 @@ __all__ = [
     "Publisher",
     "QueueError",
     "Receipt",
+    "Recovery",
     "RejectedError",
     "Retention",
     "ServerError",
@@ -90,6 +93,7 @@ __all__ = [
     "TopicNotFoundError",
     "UnsupportedError",
     "build_info",
+    "check",
     "open",
     "wrap",
 ]

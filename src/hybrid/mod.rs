@@ -19,11 +19,13 @@
 //! | `resolve` | what became of an intent whose `PubAck` never came |
 //! | `subscribe` | entries -> messages, in order, large ones prefetched from the stream |
 //! | `acks` | which messages of a subscription are done |
+//! | `check` | verifying a directory that nobody has open |
 //! | `stream_subscribe` | the subscription of mode `nats`, where the stream is the only store |
 
 mod acks;
 mod append;
 mod busy;
+mod check;
 mod entry;
 mod hub;
 mod inline;
@@ -35,6 +37,7 @@ mod stream_subscribe;
 mod subscribe;
 mod topic;
 
+pub use check::check;
 pub use hub::{Hub, Stats};
 pub use options::{HubOptions, Level, Mode, Start};
 pub use publish::{Done, Receipt, Submission, Wait};

@@ -12,6 +12,7 @@ use crate::error::{Error, ErrorKind};
 use crate::hybrid::{self, HubOptions, Mode, Start};
 use crate::nats::{Auth, NatsOptions, StreamLimits};
 use crate::py::bound::ProcessBound;
+use crate::py::check;
 use crate::py::error::OrRaise;
 use crate::py::publisher::Publisher;
 use crate::py::subscriber::Subscriber;
@@ -86,6 +87,11 @@ impl Hub {
         out.set_item("unknown", stats.unknown)?;
         out.set_item("threshold_bytes", stats.threshold_bytes)?;
         Ok(out)
+    }
+
+    /// What was replayed, dropped and repaired at the open; None without a queue.
+    fn recovery<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
+        self.inner.get().or_raise(py)?.recovery().map(|one| check::recovery(py, one)).transpose()
     }
 
     /// Releases the directory and the connection. A second call does nothing.

@@ -8,10 +8,12 @@
 //! | `completions` | wakes an asyncio loop once for many finished publishes |
 //! | `wait` | blocks a thread until something is done, Ctrl-C included |
 //! | `hub`, `publisher`, `subscriber`, `message` | the classes |
+//! | `check` | what an open repaired and what a check found |
 //! | `frames` | frames for code that brings its own connection (`vecmq.bridge`) |
 
 mod bound;
 mod buffer;
+mod check;
 mod completions;
 mod error;
 mod frames;
@@ -46,6 +48,8 @@ mod native {
     use super::buffer::Payload;
     #[pymodule_export]
     use super::build_info;
+    #[pymodule_export]
+    use super::check::check_queue;
     #[pymodule_export]
     use super::completions::Completions;
     #[pymodule_export]

@@ -32,13 +32,14 @@ pub(super) struct Db {
     hurried: WriteOptions,
     syncs: bool,
     path: PathBuf,
-    marker: Marker,
+    /// None: it is open for reading alone.
+    marker: Option<Marker>,
 }
 
 struct Open {
     // Before the lock: the directory is free when the database is.
     rocks: Arc<Rocks>,
-    _lock: OwnerLock,
+    _lock: Option<OwnerLock>,
 }
 
 /// How a write treats a database that wants a pause because its flushes are behind.
@@ -79,6 +80,16 @@ impl Db {
         let mut report = integrity::inspect(path)?;
         report.verify(path)?;
         let options = database_options();
+        if report.is_marked() {
+            // Else it would be made anew, empty.
+            let known = Rocks::list_cf(&options, path).map_err(|e| open_failed(path, e))?;
+            if !known.iter().any(|name| name == LOG) {
+                return Err(Error::new(
+                    ErrorKind::Corrupt,
+                    format!("the manifest in {} does not know the log any more", path.display()),
+                ));
+            }
+        }
         let families =
             [META, LOG].map(|name| ColumnFamilyDescriptor::new(name, family_options(name)));
         let rocks = Rocks::open_cf_descriptors(&options, path, families)
@@ -91,14 +102,33 @@ impl Db {
         hurried.set_sync(sync_writes);
         hurried.set_no_slowdown(true);
         let db = Self {
-            inner: RwLock::new(Some(Open { rocks: Arc::new(rocks), _lock: lock })),
+            inner: RwLock::new(Some(Open { rocks: Arc::new(rocks), _lock: Some(lock) })),
             patient,
             hurried,
             syncs: sync_writes,
             path: path.to_owned(),
-            marker,
+            marker: Some(marker),
         };
         Ok((db, report))
+    }
+
+    /// Opens the directory to read it, and changes nothing. The caller keeps owners out.
+    pub(super) fn open_read_only(path: &Path) -> Result<Self> {
+        let mut options = database_options();
+        options.create_if_missing(false);
+        options.create_missing_column_families(false);
+        let families =
+            [META, LOG].map(|name| ColumnFamilyDescriptor::new(name, family_options(name)));
+        let rocks = Rocks::open_cf_descriptors_read_only(&options, path, families, false)
+            .map_err(|e| open_failed(path, e))?;
+        Ok(Self {
+            inner: RwLock::new(Some(Open { rocks: Arc::new(rocks), _lock: None })),
+            patient: WriteOptions::default(),
+            hurried: WriteOptions::default(),
+            syncs: false,
+            path: path.to_owned(),
+            marker: None,
+        })
     }
 
     /// Appends are on the disk before they are acknowledged.
@@ -134,7 +164,9 @@ impl Db {
             }
             self.failed("write to", e)
         })?;
-        self.marker.note(open.rocks.latest_sequence_number());
+        if let Some(marker) = &self.marker {
+            marker.note(open.rocks.latest_sequence_number());
+        }
         Ok(())
     }
 
@@ -178,7 +210,7 @@ impl Db {
             rocks = shared;
             std::thread::yield_now();
         }
-        let marked = self.marker.end(flushed.is_ok());
+        let marked = self.marker.as_ref().map_or(Ok(()), |marker| marker.end(flushed.is_ok()));
         flushed.and(marked)
     }
 }

@@ -15,11 +15,14 @@
 //! | `wal` | what the write-ahead log holds, read without `RocksDB` |
 //! | `mark` | what was acknowledged, noted outside the write-ahead log |
 //! | `integrity` | the one against the other, before a directory is opened |
+//! | `check`, `check_topic` | verifying a directory that nobody has open |
 //! | `cursor` | the durable position of a subscription group |
 //! | `retention` | what may be deleted, and deleting it |
 
 mod append;
 mod cache;
+mod check;
+mod check_topic;
 mod commit;
 mod cursor;
 mod db;
@@ -36,6 +39,7 @@ mod values;
 mod wal;
 
 pub use append::Appender;
+pub use check::{Checked, Fault, TopicCheck, check};
 pub use commit::AppendJob;
 pub use queue::{Queue, QueueOptions};
 pub use recover::{Recovery, TopicRecovery};

@@ -30,11 +30,7 @@ pub(super) struct Found {
 /// Finds where the topic ends, and removes what a crash left in its value files.
 pub(super) fn topic(db: &Db, id: u32) -> Result<Found> {
     let open = db.get()?;
-    let floor = open
-        .rocks
-        .get_pinned_cf(&open.meta()?, keys::floor(id))
-        .map_err(|e| db.failed("read", e))?
-        .map_or(Ok(1), |value| keys::u64_value(&value))?;
+    let floor = floor(db, &open, id)?;
     let first_page = open
         .rocks
         .get_pinned_cf(&open.meta()?, keys::page(id, floor))
@@ -50,6 +46,14 @@ pub(super) fn topic(db: &Db, id: u32) -> Result<Found> {
     let dropped_bytes = values.recover(tail.file, tail.file_end)?;
     let floor_bytes = first_page.map_or(0, |page| page.bytes_before);
     Ok(Found { floor, floor_bytes, tail, values, resized, dropped_bytes, finished_files })
+}
+
+/// The first seq that retention left.
+pub(super) fn floor(db: &Db, open: &Use, id: u32) -> Result<u64> {
+    open.rocks
+        .get_pinned_cf(&open.meta()?, keys::floor(id))
+        .map_err(|e| db.failed("read", e))?
+        .map_or(Ok(1), |value| keys::u64_value(&value))
 }
 
 /// Removes the value files of records that retention or a purge deleted before a crash cut it off.
@@ -135,7 +139,7 @@ fn last_page(db: &Db, open: &Use, id: u32) -> Result<Option<Page>> {
     }
 }
 
-fn value_files(db: &Db, open: &Use, id: u32) -> Result<BTreeMap<u32, u64>> {
+pub(super) fn value_files(db: &Db, open: &Use, id: u32) -> Result<BTreeMap<u32, u64>> {
     let found = db.scan_prefix(open, &keys::value_file_prefix(id))?;
     found
         .iter()
@@ -143,7 +147,7 @@ fn value_files(db: &Db, open: &Use, id: u32) -> Result<BTreeMap<u32, u64>> {
         .collect()
 }
 
-fn resized(db: &Db, open: &Use, id: u32) -> Result<BTreeMap<u64, i64>> {
+pub(super) fn resized(db: &Db, open: &Use, id: u32) -> Result<BTreeMap<u64, i64>> {
     let found = db.scan_prefix(open, &keys::resized_prefix(id))?;
     let one = |(key, value): &(Box<[u8]>, Box<[u8]>)| {
         Ok((keys::log_seq(id, key.get(1..).unwrap_or_default())?, keys::i64_value(value)?))

@@ -153,16 +153,10 @@ impl ValueFiles {
     /// bytes that were dropped.
     pub(super) fn recover(&self, last: u32, end: u64) -> Result<u64> {
         let mut dropped = 0;
-        let entries = match std::fs::read_dir(&self.directory) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(0),
-            entries => entries.map_err(|e| self.failed("list", last, e))?,
-        };
-        for entry in entries {
-            let entry = entry.map_err(|e| self.failed("list", last, e))?;
-            let Some(number) = self.number(&entry.file_name().to_string_lossy()) else { continue };
-            let length = entry.metadata().map_err(|e| self.failed("list", number, e))?.len();
-            if !self.lock().contains_key(&number) {
-                std::fs::remove_file(entry.path()).map_err(|e| self.failed("remove", number, e))?;
+        for (number, length) in self.on_disk()? {
+            if !self.knows(number) {
+                let removed = std::fs::remove_file(self.path(number));
+                removed.map_err(|e| self.failed("remove", number, e))?;
                 dropped += length;
             } else if number == last && length > end {
                 self.open(number)?.set_len(end).map_err(|e| self.failed("cut", number, e))?;
@@ -170,6 +164,28 @@ impl ValueFiles {
             }
         }
         Ok(dropped)
+    }
+
+    /// The log knows the file.
+    pub(super) fn knows(&self, number: u32) -> bool {
+        self.lock().contains_key(&number)
+    }
+
+    /// All files of the topic that lie on the disk, known or not, and their sizes in bytes.
+    pub(super) fn on_disk(&self) -> Result<BTreeMap<u32, u64>> {
+        let entries = match std::fs::read_dir(&self.directory) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+            entries => entries.map_err(|e| self.failed("list", 0, e))?,
+        };
+        let mut files = BTreeMap::new();
+        for entry in entries {
+            let entry = entry.map_err(|e| self.failed("list", 0, e))?;
+            if let Some(number) = self.number(&entry.file_name().to_string_lossy()) {
+                let length = entry.metadata().map_err(|e| self.failed("list", number, e))?.len();
+                files.insert(number, length);
+            }
+        }
+        Ok(files)
     }
 
     /// The numbers of the files and their sizes in bytes, as they lie on the disk.
@@ -198,7 +214,7 @@ impl ValueFiles {
         Ok(file)
     }
 
-    fn path(&self, number: u32) -> PathBuf {
+    pub(super) fn path(&self, number: u32) -> PathBuf {
         self.directory.join(format!("{:08x}-{number:08x}", self.topic_id))
     }
 

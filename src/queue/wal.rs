@@ -1,8 +1,8 @@
 //! What the write-ahead log holds, read without `RocksDB`.
 //!
 //! `RocksDB` replays the log without saying what it found, and takes a flipped bit near the end for
-//! a torn tail. So the files are read once before it opens them: how much is there, where it stops
-//! being readable, and whether a file between two others is gone.
+//! a torn tail. So the files are read once before it opens them: how much is there, and where it
+//! stops being readable.
 //!
 //! ```text
 //! blocks of 32 KiB; in a block records, the rest under 7 bytes is padding:
@@ -32,8 +32,6 @@ pub(super) struct WalFile {
     pub(super) good_bytes: u64,
     /// Writes that are whole.
     pub(super) writes: u64,
-    /// Sequence number of the first operation.
-    pub(super) first: Option<u64>,
     /// Sequence number of the last operation of the last whole write.
     pub(super) last: Option<u64>,
 }
@@ -138,7 +136,6 @@ impl WalFile {
         let Some((count, _)) = rest.split_first_chunk() else { return };
         let (sequence, count) = (u64::from_le_bytes(*sequence), u32::from_le_bytes(*count));
         self.writes += 1;
-        self.first.get_or_insert(sequence);
         self.last = Some((sequence + u64::from(count)).saturating_sub(1));
     }
 }
