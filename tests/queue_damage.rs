@@ -41,7 +41,7 @@ fn child() {
     let queue = Queue::open(Path::new(&directory), QueueOptions::default()).unwrap();
     append(&queue.topic("t").unwrap(), 1..=RECORDS);
     std::io::stderr().write_all(b"x").unwrap();
-    std::thread::sleep(Duration::from_secs(600));
+    std::thread::sleep(Duration::from_mins(10));
 }
 
 /// A directory with acknowledged records whose process was killed.

@@ -94,8 +94,9 @@ impl Db {
             [META, LOG].map(|name| ColumnFamilyDescriptor::new(name, family_options(name)));
         let rocks = Rocks::open_cf_descriptors(&options, path, families)
             .map_err(|e| open_failed(path, e))?;
-        report.opened(path, rocks.latest_sequence_number())?;
-        let marker = Marker::start(path, sync_writes)?;
+        let sequence = rocks.latest_sequence_number();
+        report.opened(path, sequence)?;
+        let marker = Marker::start(path, sync_writes, sequence)?;
         let mut patient = WriteOptions::default();
         patient.set_sync(sync_writes);
         let mut hurried = WriteOptions::default();

@@ -136,19 +136,18 @@ fn boot_id() -> ([u8; BOOT_BYTES / 2], [u8; BOOT_BYTES / 2]) {
 
 struct State {
     directory: PathBuf,
-    file: File,
+    /// Held while it is written; None: the directory was closed.
+    file: Mutex<Option<File>>,
     base: Mark,
     sequence: AtomicU64,
     dirty: AtomicBool,
-    /// Nothing is written any more. Held while something is.
-    ended: Mutex<bool>,
     /// Files that are known to be private.
     private: Mutex<HashSet<OsString>>,
 }
 
 impl State {
     /// Writes the mark in place; a disk that is full has room for it.
-    fn write(&self, closed: bool) -> io::Result<()> {
+    fn write(&self, file: &File, closed: bool) -> io::Result<()> {
         self.make_private()?;
         // Read before the files: what is acknowledged by now is in them.
         let sequence = self.sequence.load(Ordering::Acquire);
@@ -158,8 +157,8 @@ impl State {
             None => (0, 0),
         };
         let mark = Mark { closed, sequence, wal_number, wal_bytes, ..self.base };
-        self.file.write_all_at(&mark.encode(), 0)?;
-        if closed { self.file.sync_all() } else { Ok(()) }
+        file.write_all_at(&mark.encode(), 0)?;
+        if closed { file.sync_all() } else { Ok(()) }
     }
 
     /// `RocksDB` makes its files readable for all. The directory is not; this is the second lock.
@@ -181,27 +180,24 @@ impl State {
 
     fn run(&self) {
         loop {
-            if !self.dirty.swap(false, Ordering::AcqRel) {
-                if *self.lock_ended() {
-                    return;
+            let is_dirty = self.dirty.swap(false, Ordering::AcqRel);
+            {
+                let file = self.lock_file();
+                let Some(file) = &*file else { return };
+                if is_dirty && self.write(file, false).is_err() {
+                    self.dirty.store(true, Ordering::Release);
                 }
+            }
+            if is_dirty {
+                std::thread::sleep(EVERY);
+            } else {
                 std::thread::park();
-                continue;
             }
-            let ended = self.lock_ended();
-            if *ended {
-                return;
-            }
-            if self.write(false).is_err() {
-                self.dirty.store(true, Ordering::Release);
-            }
-            drop(ended);
-            std::thread::sleep(EVERY);
         }
     }
 
-    fn lock_ended(&self) -> MutexGuard<'_, bool> {
-        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_file(&self) -> MutexGuard<'_, Option<File>> {
+        self.file.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -212,7 +208,8 @@ pub(super) struct Marker {
 }
 
 impl Marker {
-    pub(super) fn start(directory: &Path, synced: bool) -> Result<Self> {
+    /// Says that the directory is open, and that everything up to `sequence` is written.
+    pub(super) fn start(directory: &Path, synced: bool, sequence: u64) -> Result<Self> {
         let failed = |e| {
             let context = format!("cannot write {}", directory.join(MARK_FILE).display());
             Error::with_source(ErrorKind::Storage, context, e)
@@ -227,13 +224,14 @@ impl Marker {
         let (boot, boot_rest) = boot_id();
         let state = Arc::new(State {
             directory: directory.to_owned(),
-            file,
+            file: Mutex::new(None),
             base: Mark { synced, boot, boot_rest, ..Mark::default() },
-            sequence: AtomicU64::new(0),
+            sequence: AtomicU64::new(sequence),
             dirty: AtomicBool::new(false),
-            ended: Mutex::new(false),
             private: Mutex::new(HashSet::new()),
         });
+        state.write(&file, false).map_err(failed)?;
+        *state.lock_file() = Some(file);
         let own = Arc::clone(&state);
         let thread = std::thread::Builder::new()
             .name("vecmq-mark".to_owned())
@@ -256,10 +254,11 @@ impl Marker {
 
     /// Writes no more; with `closed`, says last that the directory was closed.
     pub(super) fn end(&self, closed: bool) -> Result<()> {
-        let mut ended = self.state.lock_ended();
-        let before = std::mem::replace(&mut *ended, true);
-        let done = if closed && !before { self.state.write(true) } else { Ok(()) };
-        drop(ended);
+        let file = self.state.lock_file().take();
+        let done = match file {
+            Some(file) if closed => self.state.write(&file, true),
+            _ => Ok(()),
+        };
         self.thread.unpark();
         done.map_err(|e| self.failed(e))
     }

@@ -262,7 +262,16 @@ impl Topic {
     /// [`ErrorKind::TopicNotFound`], [`ErrorKind::Closed`], [`ErrorKind::Storage`].
     pub fn read(&self, from_seq: u64, records_max: usize, bytes_max: usize) -> Result<Vec<Record>> {
         let located = self.read_located(from_seq, records_max, bytes_max)?;
-        located.into_iter().map(|record| self.load(record)).collect()
+        let mut records = Vec::with_capacity(located.len());
+        for one in located {
+            match self.load(one) {
+                Ok(record) => records.push(record),
+                // What comes before the damage first; the next read begins with it.
+                Err(_) if !records.is_empty() => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(records)
     }
 
     fn load(&self, record: Located) -> Result<Record> {
@@ -315,7 +324,10 @@ impl Topic {
             let first_seq = keys::log_seq(self.id, key)?;
             let (header, stored) = RecordHeader::decode(value)?;
             if first_seq + u64::from(header.span) > from_seq {
-                self.check_hole(records.last().map_or(from_seq, Located::after), first_seq)?;
+                match self.check_hole(records.last().map_or(from_seq, Located::after), first_seq) {
+                    Err(_) if !records.is_empty() => return Ok(records),
+                    found => found?,
+                }
                 bytes += stored.length();
                 if !records.is_empty() && bytes > bytes_max as u64 {
                     return Ok(records);
@@ -335,9 +347,14 @@ impl Topic {
         }
         // An iterator that met damage ends like one that met the end; only its status tells them
         // apart.
-        iterator.status().map_err(|e| self.db.failed("read", e))?;
-        self.check_hole(records.last().map_or(from_seq, Located::after), end)?;
-        Ok(records)
+        let ended = iterator.status().map_err(|e| self.db.failed("read", e));
+        let ended = ended
+            .and_then(|()| self.check_hole(records.last().map_or(from_seq, Located::after), end));
+        match ended {
+            // What comes before the damage first; the next read begins with it.
+            Err(_) if !records.is_empty() => Ok(records),
+            ended => ended.map(|()| records),
+        }
     }
 
     /// Records follow each other without a hole, but for what retention deletes meanwhile.
