@@ -13,6 +13,7 @@ import threading
 import time
 import weakref
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -117,11 +118,13 @@ def test_an_exit_with_publishes_pending_keeps_its_code(tmp_path: Path, way: str,
     assert lost == 0
 
 
-def child_is_refused(calls: dict[str, object], results: multiprocessing.Queue[str]) -> None:
+def child_is_refused(
+    calls: dict[str, Callable[[], object]], results: multiprocessing.Queue[str]
+) -> None:
     """In a forked child: every use is refused."""
     for name, call in calls.items():
         try:
-            call()  # type: ignore[operator]
+            call()
             results.put(f"{name} was allowed")
         except vecmq.ForkError:
             results.put("ForkError")
@@ -149,7 +152,7 @@ def test_forks_are_refused_and_cost_the_parent_nothing(tmp_path: Path, way: str)
 
         thread = threading.Thread(target=work)
         thread.start()
-        calls = {
+        calls: dict[str, Callable[[], object]] = {
             "publish": lambda: publisher.publish(b"child"),
             "fetch": lambda: subscriber.fetch(1, timeout_s=1),
             "ack": lambda: message.ack(),
@@ -180,14 +183,14 @@ def test_forks_are_refused_and_cost_the_parent_nothing(tmp_path: Path, way: str)
     assert vecmq.check(path).faults == ()
 
 
-def fork_once(calls: dict[str, object]) -> int:
+def fork_once(calls: dict[str, Callable[[], object]]) -> int:
     """Fork a child that uses the handles, drops them and exits; give how often it was refused."""
     pid = os.fork()
     if pid == 0:
         refused = 0
         for call in calls.values():
             try:
-                call()  # type: ignore[operator]
+                call()
             except vecmq.ForkError:
                 refused += 1
         calls.clear()
