@@ -75,7 +75,6 @@ test-python: venv-check build-prod  ## Every Python test, on the release build
 test-slow: venv-check build-prod  ## All that and the slow tests, with many more generated cases
 	PROPTEST_CASES=$(PROPTEST_SLOW) $(RUN) $(CARGO_TEST)
 	VECMQ_HYPOTHESIS=slow $(VENV_PYTHON) -m pytest -m "slow or not slow" --timeout 1200
-
 	$(MAKE) test-kills
 
 # 1,000 kills of a process that appends, acknowledges, deletes and purges; damage at ten times the

@@ -145,18 +145,18 @@ fn append_for_ever(topic: &Arc<Topic>, worker: usize, acked: &AtomicU64) {
         let range = range.unwrap();
         tell(b'a', *range.start(), *range.end());
         acked.fetch_max(*range.end(), Ordering::SeqCst);
-        complete(topic, *range.start(), *range.end());
+        complete(topic, *range.start(), *range.end(), |seq| tell(b'c', seq, seq));
     }
 }
 
 /// Completes the open records of a range.
-fn complete(topic: &Topic, first: u64, last: u64) {
+fn complete(topic: &Topic, first: u64, last: u64, told: impl Fn(u64)) {
     let mut seq = first;
     while seq <= last {
         let Shape { span, opens, .. } = shape(seq);
         if opens {
             topic.close_open(seq, span, 1, &[&completed(seq)]).unwrap();
-            tell(b'c', seq, seq);
+            told(seq);
         }
         seq += u64::from(span);
     }
@@ -371,4 +371,45 @@ fn kill_9_while_all_goes_on_loses_nothing_acknowledged() {
     );
     assert!(sums.acknowledged > 0);
     assert_eq!((sums.lost, sums.duplicated, sums.skipped), (0, 0, 0));
+}
+
+/// What retention and purges delete meanwhile is no hole to a reader.
+#[test]
+fn readers_meet_no_hole_while_retention_deletes() {
+    if std::env::var_os(CHILD).is_some() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let queue = Queue::open(directory.path(), QueueOptions::default()).unwrap();
+    let topic = queue.topic("t").unwrap();
+    let ended = AtomicU64::new(0);
+    let reads = std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let mut reads = 0;
+            while ended.load(Ordering::SeqCst) == 0 {
+                // From the front, where records go; the last ones come from memory.
+                for record in topic.read(topic.first_seq(), 64, 1 << 20).unwrap() {
+                    assert_eq!(record.span, shape(record.first_seq).span);
+                    reads += 1;
+                }
+            }
+            reads
+        });
+        for round in 0..80 {
+            let range = topic.append(1, |appender| {
+                push(appender, 200);
+                Ok(())
+            });
+            let range = range.unwrap();
+            complete(&topic, *range.start(), *range.end(), |_| {});
+            topic.retain(&retention(), 1).unwrap();
+            if round % 20 == 19 {
+                topic.purge().unwrap();
+            }
+        }
+        ended.store(1, Ordering::SeqCst);
+        reader.join().unwrap()
+    });
+    println!("records read while others were deleted: {reads}");
+    assert!(reads > 0);
 }

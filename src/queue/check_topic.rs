@@ -246,3 +246,104 @@ fn open_seqs(db: &Db, open: &Use, id: u32) -> Result<BTreeSet<u64>> {
     let found = db.scan_prefix(open, &keys::open_prefix(id))?;
     found.iter().map(|(key, _)| keys::log_seq(id, key.get(1..).unwrap_or_default())).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use rocksdb::WriteBatch;
+
+    use crate::error::ErrorKind;
+    use crate::queue::db::{Db, Use};
+    use crate::queue::{Checked, Queue, QueueOptions, Topic, check, keys};
+
+    const RECORDS: u64 = 400;
+
+    /// A topic with several pages, whose id is 1.
+    fn filled(path: &Path) -> Arc<Topic> {
+        let queue = Queue::open(path, QueueOptions::default()).unwrap();
+        let topic = queue.topic("t").unwrap();
+        for _ in 0..RECORDS {
+            let push = |appender: &mut crate::queue::Appender| {
+                appender.push(1, vec![vec![7; 10_000].into()]);
+                Ok(())
+            };
+            topic.append(1, push).unwrap();
+        }
+        topic.set_cursor("g", 5).unwrap();
+        queue.close().unwrap();
+        topic
+    }
+
+    /// Changes a copy of the log behind the queue's back, and checks it.
+    fn checked(change: impl Fn(&Use, &mut WriteBatch)) -> Checked {
+        let directory = tempfile::tempdir().unwrap();
+        filled(directory.path());
+        let (db, _) = Db::open(directory.path(), false).unwrap();
+        let open = db.get().unwrap();
+        let mut batch = WriteBatch::default();
+        change(&open, &mut batch);
+        db.write(&open, batch).unwrap();
+        drop(open);
+        db.close().unwrap();
+        check(directory.path(), &mut |_| Ok(())).unwrap()
+    }
+
+    fn seqs(checked: &Checked) -> Vec<Option<u64>> {
+        checked.faults.iter().map(|fault| fault.seq).collect()
+    }
+
+    #[test]
+    fn what_does_not_fit_together_is_found() {
+        let sound = checked(|_, _| {});
+        assert_eq!((sound.faults, sound.leftovers), (vec![], vec![]));
+        let topic = sound.topics.first().unwrap();
+        assert_eq!((topic.messages, topic.next_seq), (RECORDS, RECORDS + 1));
+        assert_eq!(topic.groups, [("g".to_owned(), 5)]);
+        let hole = checked(|open, batch| batch.delete_cf(&open.log().unwrap(), keys::log(1, 20)));
+        assert_eq!(seqs(&hole).first(), Some(&Some(20)));
+        assert_eq!(hole.topics.first().unwrap().messages, RECORDS - 1);
+        let marked = checked(|open, batch| {
+            batch.put_cf(&open.meta().unwrap(), keys::open(1, 30), []);
+        });
+        assert_eq!(seqs(&marked), [Some(30)]);
+        let page = checked(|open, batch| {
+            batch.put_cf(&open.meta().unwrap(), keys::page(1, 40), [0; 28]);
+        });
+        assert_eq!(seqs(&page).first(), Some(&Some(40)));
+        let cursor = checked(|open, batch| {
+            batch.put_cf(&open.meta().unwrap(), keys::cursor(1, "g"), 9999_u64.to_le_bytes());
+        });
+        assert_eq!(seqs(&cursor), [Some(9999)]);
+        let stranger = checked(|open, batch| {
+            batch.put_cf(&open.log().unwrap(), keys::log(9, 1), [0; 13]);
+        });
+        assert_eq!(seqs(&stranger), [None]);
+        let record = checked(|open, batch| {
+            batch.put_cf(&open.log().unwrap(), keys::log(1, 50), [1; 3]);
+        });
+        assert_eq!(seqs(&record).first(), Some(&Some(50)));
+    }
+
+    #[test]
+    fn a_reader_never_steps_over_a_hole() {
+        let directory = tempfile::tempdir().unwrap();
+        filled(directory.path());
+        let (db, _) = Db::open(directory.path(), false).unwrap();
+        let open = db.get().unwrap();
+        let mut batch = WriteBatch::default();
+        batch.delete_cf(&open.log().unwrap(), keys::log(1, 20));
+        db.write(&open, batch).unwrap();
+        drop(open);
+        db.close().unwrap();
+        let queue = Queue::open(directory.path(), QueueOptions::default()).unwrap();
+        let topic = queue.existing_topic("t").unwrap();
+        let before = topic.read(1, 1000, 64 << 20).unwrap();
+        assert!(before.iter().map(|record| record.first_seq).eq(1..20));
+        assert_eq!(topic.read(20, 1000, 64 << 20).unwrap_err().kind(), ErrorKind::Corrupt);
+        assert_eq!(topic.read(21, 1, 1).unwrap().len(), 1);
+    }
+}

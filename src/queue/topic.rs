@@ -264,8 +264,14 @@ impl Topic {
         let located = self.read_located(from_seq, records_max, bytes_max)?;
         let mut records = Vec::with_capacity(located.len());
         for one in located {
+            let first_seq = one.first_seq;
             match self.load(one) {
                 Ok(record) => records.push(record),
+                // Deleted between the two steps.
+                Err(_) if first_seq < self.trimming.load(Ordering::Acquire) => {
+                    let left = self.trimming.load(Ordering::Acquire);
+                    return self.read(left, records_max, bytes_max);
+                }
                 // What comes before the damage first; the next read begins with it.
                 Err(_) if !records.is_empty() => break,
                 Err(error) => return Err(error),
