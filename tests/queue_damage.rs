@@ -384,6 +384,26 @@ fn what_a_closed_directory_lost_is_an_error() {
     assert_eq!(queue.recovery().topics.first().unwrap().messages, RECORDS);
 }
 
+/// What a kill in the middle of a delete leaves goes at the next open.
+#[test]
+fn value_files_of_deleted_topics_are_removed() {
+    if std::env::var_os(CHILD).is_some() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("queue");
+    killed(&path);
+    let stray = path.join("values").join("00000063-00000001");
+    std::fs::write(&stray, [0; 1000]).unwrap();
+    let checked = check(&path, &mut |_| Ok(())).unwrap();
+    assert_eq!((checked.faults.len(), checked.leftovers.len()), (0, 1));
+    let queue = Queue::open(&path, QueueOptions::default()).unwrap();
+    assert_eq!(queue.recovery().stray_bytes, 1000);
+    assert!(!stray.exists());
+    let topic = queue.existing_topic("t").unwrap();
+    assert_eq!(topic.read(RECORDS, 1, 1).unwrap().len(), 1);
+}
+
 /// A check changes no byte, and says who owns a directory that is open.
 #[test]
 fn a_check_changes_nothing_and_refuses_an_open_directory() {

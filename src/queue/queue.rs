@@ -72,7 +72,7 @@ impl Queue {
             known.insert(topic.id);
             self.recovery.topics.push(topic.recovery()?);
         }
-        self.recovery.stray_bytes = recover::strays(self.db.path(), &known)?;
+        self.recovery.stray_bytes = recover::strays(&self.db, &known)?;
         Ok(())
     }
 

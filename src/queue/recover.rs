@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
-use std::path::Path;
 
 use rocksdb::{Direction, IteratorMode, ReadOptions, WriteBatch};
 
@@ -251,17 +250,27 @@ impl fmt::Display for Recovery {
 }
 
 /// Removes the value files of topics that do not exist any more; returns their bytes.
-pub(super) fn strays(directory: &Path, topics: &HashSet<u32>) -> Result<u64> {
+pub(super) fn strays(db: &Db, topics: &HashSet<u32>) -> Result<u64> {
+    let open = db.get()?;
+    let mut iterator = open.rocks.raw_iterator_cf(&open.log()?);
     let mut bytes = 0;
-    for (topic_id, path) in values::list(directory)? {
-        if !topics.contains(&topic_id) {
-            let failed = |e| {
-                let context = format!("cannot remove {}", path.display());
-                Error::with_source(ErrorKind::Storage, context, e)
-            };
-            bytes += std::fs::metadata(&path).map_err(failed)?.len();
-            std::fs::remove_file(&path).map_err(failed)?;
+    for (topic_id, path) in values::list(db.path())? {
+        if topics.contains(&topic_id) {
+            continue;
         }
+        iterator.seek(keys::log(topic_id, 0));
+        iterator.status().map_err(|e| db.failed("read", e))?;
+        if iterator.key().map(keys::topic_id).transpose()? == Some(topic_id) {
+            // Its records are there, only its name is not: that is damage, and not for an open to
+            // finish. The check names it.
+            continue;
+        }
+        let failed = |e| {
+            let context = format!("cannot remove {}", path.display());
+            Error::with_source(ErrorKind::Storage, context, e)
+        };
+        bytes += std::fs::metadata(&path).map_err(failed)?.len();
+        std::fs::remove_file(&path).map_err(failed)?;
     }
     Ok(bytes)
 }
