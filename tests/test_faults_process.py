@@ -332,6 +332,43 @@ def test_ctrl_c_at_any_moment_ends_the_process_in_order(tmp_path: Path, api: str
     assert closed == runs
 
 
+ACK = """
+import sys, vecmq.sync
+mq = vecmq.sync.open(sys.argv[1], mode="queue")
+publisher, subscriber = mq.publisher("t"), mq.subscribe("t", group="g")
+seq = 0
+while True:
+    for batch in range(4):
+        publisher.publish_many([b"x" * 100] * 25 + [b"y" * 20_000])
+    for message in subscriber.fetch(60, timeout_s=5):
+        message.ack()
+        print(message.seq, flush=True)
+"""
+
+
+def test_a_killed_subscriber_is_not_given_again_what_it_acknowledged(tmp_path: Path) -> None:
+    path, kills = tmp_path / "mq", times(5)
+    acknowledged = redelivered = skipped = last = 0
+    for kill in range(kills):
+        child = start(ACK, path)
+        lines = [child.line()]
+        threading.Timer(0.03 + 0.01 * (kill % 7), child.process.kill).start()
+        _, out, err = child.finish()
+        lines += [line for line in out.split("\n")[:-1] if line]
+        seqs = [int(line) for line in lines]
+        assert seqs, err
+        # The last process's acknowledgements count, but for one that it could not tell any more.
+        redelivered += seqs[0] <= last
+        skipped += seqs[0] > last + 2
+        acknowledged += len(seqs)
+        last = seqs[-1]
+    print(
+        f"kills of a subscriber {kills}, acknowledged {acknowledged}, "
+        f"redelivered {redelivered}, silently skipped {skipped}"
+    )
+    assert (redelivered, skipped) == (0, 0)
+
+
 def test_a_handle_that_is_forgotten_lets_go_of_payloads(tmp_path: Path) -> None:
     with vecmq.sync.open(tmp_path / "mq", mode="queue") as mq:
         publisher = mq.publisher("t")
