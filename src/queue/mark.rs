@@ -164,17 +164,20 @@ impl State {
     /// `RocksDB` makes its files readable for all. The directory is not; this is the second lock.
     fn make_private(&self) -> io::Result<()> {
         let mut private = self.private.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut found = HashSet::with_capacity(private.len());
         for entry in std::fs::read_dir(&self.directory)? {
             let entry = entry?;
-            if !private.contains(&entry.file_name()) && entry.file_type()?.is_file() {
+            let name = entry.file_name();
+            if !private.contains(&name) && entry.file_type()?.is_file() {
                 match std::fs::set_permissions(entry.path(), Permissions::from_mode(0o600)) {
                     // Compaction has removed it meanwhile.
                     Err(e) if e.kind() == io::ErrorKind::NotFound => {}
                     done => done?,
                 }
-                private.insert(entry.file_name());
             }
+            found.insert(name);
         }
+        *private = found;
         Ok(())
     }
 
