@@ -92,8 +92,9 @@ impl Mark {
 
     /// A power cut may have taken what was not synced.
     pub(super) fn allows_loss(&self) -> bool {
-        let (boot, boot_rest) = boot_id();
-        !self.closed && !self.synced && (self.boot, self.boot_rest) != (boot, boot_rest)
+        let now = boot_id();
+        let other_boot = (self.boot, self.boot_rest) != now || now == Default::default();
+        !self.closed && !self.synced && other_boot
     }
 
     /// The log does not have all that it had.
