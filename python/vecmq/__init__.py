@@ -52,6 +52,7 @@ from vecmq.errors import (
     TopicNotFoundError,
     UnsupportedError,
 )
+from vecmq.integrity import CheckReport, Recovery, check
 from vecmq.retention import Retention
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Batch",
     "BufferMutatedError",
+    "CheckReport",
     "ClosedError",
     "ConfigError",
     "ConflictError",
@@ -86,6 +88,7 @@ __all__ = [
     "Publisher",
     "QueueError",
     "Receipt",
+    "Recovery",
     "RejectedError",
     "Retention",
     "SeqNotFoundError",
@@ -98,6 +101,7 @@ __all__ = [
     "TopicNotFoundError",
     "UnsupportedError",
     "build_info",
+    "check",
     "open",
     "wrap",
 ]

@@ -20,6 +20,7 @@ __all__ = [
     "Subscriber",
     "ack_all",
     "build_info",
+    "check_queue",
     "check_topic_name",
     "join_rows",
     "make_frames",
@@ -38,6 +39,9 @@ def build_info() -> dict[str, Any]:
 
 def ack_all(messages: Sequence[Message]) -> None:
     """Marks several messages done; the cursor of their subscription group is saved once."""
+
+def check_queue(path: str, message_bytes_max: int) -> dict[str, Any]:
+    """Verifies a queue that nobody has open; changes nothing. Blocks."""
 
 def join_rows(messages: Sequence[Message]) -> NDArray[Any] | None:
     """Messages of equal dtype and shape as one array with a first axis over the messages."""
@@ -213,6 +217,8 @@ class Hub:
         """Which route a message of that size takes now, and why."""
     def stats(self) -> dict[str, int]:
         """Counts since the handle was opened."""
+    def recovery(self) -> dict[str, Any] | None:
+        """What was replayed, dropped and repaired at the open; None without a queue."""
     def close(self) -> None:
         """Releases the directory and the connection."""
 

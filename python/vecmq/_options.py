@@ -17,6 +17,7 @@ from urllib.parse import unquote
 
 from vecmq._native import Hub
 from vecmq.errors import ConfigError
+from vecmq.integrity import Recovery
 from vecmq.retention import Retention
 
 # At import: exit handlers run in reverse order, so handles close before their servers stop.
@@ -237,6 +238,7 @@ class Stores:
         except BaseException:
             self._release()
             raise
+        self.recovery = Recovery.from_native(self.hub.recovery())
         _open_stores.add(self)
 
     def _hub_options(self) -> dict[str, Any]:

@@ -159,7 +159,12 @@ fn compressor(strategy: Strategy) -> std::io::Result<Compressor<'static>> {
 pub(super) fn decompress(body: &[u8], out: &mut [u8]) -> Result<()> {
     let expected = out.len();
     let declared = get_frame_content_size(body).ok().flatten();
-    if declared != Some(expected as u64) || find_frame_compressed_size(body) != Ok(body.len()) {
+    // zstd ignores one bit of its frame descriptor; every flipped bit is damage here.
+    let unused_bit = body.get(4).is_none_or(|descriptor| descriptor & 0x10 != 0);
+    if unused_bit
+        || declared != Some(expected as u64)
+        || find_frame_compressed_size(body) != Ok(body.len())
+    {
         return Err(Error::new(
             ErrorKind::Corrupt,
             format!("frame body is not one zstd frame of {expected} bytes"),

@@ -13,7 +13,7 @@ use crate::hybrid::topic::HubTopic;
 use crate::hybrid::{resolve, runtime};
 use crate::name::validate_name;
 use crate::nats::{Connection, NatsOptions};
-use crate::queue::{Queue, QueueOptions};
+use crate::queue::{Queue, QueueOptions, Recovery};
 use crate::router::{Explanation, Route, Router};
 
 /// How often retention deletes what may go, at least.
@@ -137,7 +137,12 @@ impl Hub {
                     sync_writes: options.durable,
                     retention: options.retention.clone(),
                 };
-                Some(Queue::open(path, queue_options)?)
+                let queue = Queue::open(path, queue_options)?;
+                let recovery = queue.recovery();
+                let level =
+                    if recovery.is_repaired() { log::Level::Warn } else { log::Level::Info };
+                log::log!(level, "opened {}: {recovery}", path.display());
+                Some(queue)
             }
             (_, None) => return Err(Error::new(ErrorKind::Config, "this mode needs a path")),
         };
@@ -222,6 +227,11 @@ impl Hub {
             unknown: counters.unknown.load(Ordering::Relaxed),
             threshold_bytes: self.shared.router().threshold_bytes(),
         }
+    }
+
+    /// What was replayed, dropped and repaired at the open; None without a queue.
+    pub fn recovery(&self) -> Option<&Recovery> {
+        self.shared.queue.as_ref().map(|queue| queue.recovery())
     }
 
     /// The level that receipts of this hub carry, and its mode.

@@ -23,12 +23,14 @@
 //! | `journal` | the subscription of a topic that has a journal |
 //! | `acks` | how a message tells its subscription what became of it |
 //! | `dead_letter` | messages that were handed out too often go to another topic |
+//! | `check` | verifying a directory that nobody has open |
 //! | `stream_subscribe` | the subscription of mode `nats`, where the stream is the only store |
 
 mod acks;
 mod admin;
 mod append;
 mod busy;
+mod check;
 mod dead_letter;
 mod entry;
 mod hub;
@@ -43,6 +45,7 @@ mod stream_subscribe;
 mod subscribe;
 mod topic;
 
+pub use check::check;
 pub use hub::{Hub, Stats};
 pub use options::{HubOptions, Level, Mode, SubscribeOptions};
 pub use peek::Peeked;

@@ -9,10 +9,12 @@
 //! | `wait` | blocks a thread until something is done, Ctrl-C included |
 //! | `hub`, `publisher`, `subscriber`, `message` | the classes |
 //! | `rocksmq` | directories of Milvus' `RocksMQ` (`vecmq.migrate`) |
+//! | `check` | what an open repaired and what a check found |
 //! | `frames` | frames for code that brings its own connection (`vecmq.bridge`) |
 
 mod bound;
 mod buffer;
+mod check;
 mod completions;
 mod error;
 mod frames;
@@ -48,6 +50,8 @@ mod native {
     use super::buffer::Payload;
     #[pymodule_export]
     use super::build_info;
+    #[pymodule_export]
+    use super::check::check_queue;
     #[pymodule_export]
     use super::completions::Completions;
     #[pymodule_export]

@@ -150,7 +150,11 @@ impl Topic {
         batch.delete_range_cf(&meta, keys::resized(self.id, 0), keys::resized(self.id, seq));
         batch.put_cf(&meta, keys::page(self.id, seq), page.encode());
         batch.put_cf(&meta, keys::floor(self.id), seq.to_le_bytes());
-        self.db.write(&open, batch)?;
+        // First, so that no reader takes what is gone for a hole.
+        let trimming = self.trimming.fetch_max(seq, Ordering::AcqRel);
+        self.db.write(&open, batch).inspect_err(|_| {
+            self.trimming.store(trimming, Ordering::Release);
+        })?;
         let before_seq = self.first.fetch_max(seq, Ordering::AcqRel);
         self.drop_cached_before(seq);
         let before_bytes = self.first_bytes.fetch_max(page.bytes_before, Ordering::AcqRel);
@@ -241,7 +245,10 @@ impl Topic {
             }
         }
         batch.delete_cf(&meta, keys::topic(self.name()));
-        self.db.write(&open, batch)?;
+        let trimming = self.trimming.swap(u64::MAX, Ordering::AcqRel);
+        self.db.write(&open, batch).inspect_err(|_| {
+            self.trimming.store(trimming, Ordering::Release);
+        })?;
         self.deleted.store(true, Ordering::Release);
         self.drop_cached_before(u64::MAX);
         self.values.remove_before(u64::MAX, true)?;
