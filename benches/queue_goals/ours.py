@@ -11,6 +11,7 @@ import asyncio
 import json
 import os
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -321,7 +322,7 @@ class Grown(Work):
     def start(self) -> None:
         """Fills the store, in a process that ends before anything is measured."""
         command = [sys.executable, __file__, "fill", str(self.path), str(self.publishers)]
-        code = os.spawnv(os.P_WAIT, sys.executable, command)
+        code = subprocess.run(command, check=False).returncode
         if code != 0:
             raise WrongError(f"filling the store ended with exit code {code}")
         self.mq = vecmq.sync.open(self.path, mode="queue")
