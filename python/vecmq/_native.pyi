@@ -21,9 +21,6 @@ __all__ = [
     "make_frames",
 ]
 
-_Item: TypeAlias = tuple[
-    Any, bool, str | None, int, Sequence[int] | None, int, list[tuple[str, str]] | None
-]
 
 def build_info() -> dict[str, Any]:
     """What this build is: version, profile, and the versions of what it links."""
@@ -185,7 +182,7 @@ class Publisher:
 
     def publish(
         self,
-        items: Sequence[_Item],
+        items: list[object],
         route: str | None,
         timeout_s: float | None,
         completions: Completions,
@@ -193,7 +190,7 @@ class Publisher:
     ) -> list[Receipt | None]:
         """Publishes for an asyncio loop."""
     def publish_wait(
-        self, items: Sequence[_Item], route: str | None, timeout_s: float | None
+        self, items: list[object], route: str | None, timeout_s: float | None
     ) -> list[Receipt]:
         """Publishes and blocks until every receipt is there."""
 

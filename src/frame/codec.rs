@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::str::FromStr;
 
-use crc_fast::CrcAlgorithm;
+use crc_fast::{CrcAlgorithm, Digest};
 use zstd::bulk::{Compressor, Decompressor};
 use zstd::zstd_safe::{
     CParameter, ParamSwitch, find_frame_compressed_size, get_frame_content_size,
@@ -70,6 +70,13 @@ fn unknown(codec: &str) -> Error {
 pub fn checksum(bytes: &[u8]) -> u32 {
     // The 32-bit algorithms return their checksum in the low half.
     u32::try_from(crc_fast::checksum(CrcAlgorithm::Crc32Iscsi, bytes)).unwrap_or(0)
+}
+
+/// [`checksum`] of pieces that come one after the other.
+pub(crate) fn checksum_of<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> u32 {
+    let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
+    pieces.into_iter().for_each(|piece| digest.update(piece));
+    u32::try_from(digest.finalize()).unwrap_or(0)
 }
 
 /// Codes a chunk. None: it does not shrink, send it raw.

@@ -3,6 +3,7 @@
 //! | file | what it knows |
 //! |---|---|
 //! | `buffer` | Python buffers in, Python buffers out; the only `unsafe` of the crate |
+//! | `extract` | payloads as Python hands them in -> submissions |
 //! | `error` | [`crate::ErrorKind`] -> the classes of `vecmq.errors` |
 //! | `bound` | handles that a forked child must neither use nor drop |
 //! | `completions` | wakes an asyncio loop once for many finished publishes |
@@ -14,6 +15,7 @@ mod bound;
 mod buffer;
 mod completions;
 mod error;
+mod extract;
 mod frames;
 mod hub;
 mod message;
