@@ -32,6 +32,8 @@ pub enum ErrorKind {
     TopicNotFound,
     /// The subscription group does not exist.
     GroupNotFound,
+    /// The topic does not hold that seq.
+    SeqNotFound,
     /// Another process or handle owns the directory.
     Locked,
     /// The store refused a read or a write.
@@ -84,6 +86,7 @@ impl Error {
     }
 
     /// The same error for one more who waited for what failed.
+    #[cfg(feature = "queue")]
     pub(crate) fn again(&self) -> Self {
         Self::new(self.kind, self.to_string())
     }

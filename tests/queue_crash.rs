@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use vecmq::ErrorKind;
-use vecmq::queue::{Queue, QueueOptions};
+use vecmq::queue::{GroupStart, Queue, QueueOptions};
 
 const CHILD: &str = "VECMQ_CRASH_DIRECTORY";
 
@@ -30,6 +30,7 @@ fn child() {
     let Some(directory) = std::env::var_os(CHILD) else { return };
     let queue = Queue::open(Path::new(&directory), QueueOptions::default()).unwrap();
     let topic = queue.topic("t").unwrap();
+    let group = topic.group("g", GroupStart::First).unwrap();
     let mut out = std::io::stderr();
     loop {
         let many = if topic.next_seq().is_multiple_of(3) { 20 } else { 1 };
@@ -40,7 +41,7 @@ fn child() {
             Ok(())
         });
         let last = *range.unwrap().end();
-        topic.set_cursor("g", last).unwrap();
+        group.ack_through(last - 1).unwrap();
         writeln!(out, "acked {last}").unwrap();
     }
 }

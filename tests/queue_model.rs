@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use proptest::prelude::*;
 use vecmq::ErrorKind;
-use vecmq::queue::{Queue, QueueOptions, Record, Retention, Topic};
+use vecmq::queue::{GroupStart, Queue, QueueOptions, Record, Retention, Topic};
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -161,14 +161,14 @@ proptest! {
                 Step::CloseOldestOpen => {
                     if let Some(&seq) = model.open_seqs().first() {
                         let record = model.records.get_mut(&seq).unwrap();
-                        topic.close_open(seq, record.0, 2, &[b"clo", b"sed"]).unwrap();
+                        topic.close_open(seq, record.0, &[b"clo", b"sed"]).unwrap();
                         record.1 = b"closed".to_vec();
                         record.2 = false;
                     }
                 }
                 Step::SetCursor(group, seq) => {
                     let group = format!("g{group}");
-                    topic.set_cursor(&group, seq).unwrap();
+                    topic.group(&group, GroupStart::First).unwrap().seek(seq).unwrap();
                     prop_assert_eq!(topic.cursor(&group).unwrap(), Some(seq));
                     model.cursors.insert(group, seq);
                 }
@@ -264,7 +264,7 @@ fn readers_are_woken_by_appends_and_by_completed_records() {
         .unwrap();
     assert_eq!(counting.0.load(Ordering::SeqCst), 1);
     topic.register(&waker);
-    topic.close_open(1, 1, 1, &[b"y"]).unwrap();
+    topic.close_open(1, 1, &[b"y"]).unwrap();
     assert_eq!(counting.0.load(Ordering::SeqCst), 2);
     assert!(!topic.wait(2, Duration::from_millis(20)).unwrap());
     let late = Arc::clone(&topic);

@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from vecmq._admin import Deleted, GroupInfo, TopicInfo
 from vecmq._batch import Batch
 from vecmq._native import Explanation, Message, Receipt, build_info
 from vecmq._options import NatsOptions
@@ -26,6 +27,7 @@ from vecmq.errors import (
     BufferMutatedError,
     ClosedError,
     ConfigError,
+    ConflictError,
     CorruptError,
     Error,
     ForkError,
@@ -42,6 +44,7 @@ from vecmq.errors import (
     PublishUnknownError,
     QueueError,
     RejectedError,
+    SeqNotFoundError,
     ServerError,
     StorageError,
     TimeoutError,  # noqa: A004 - derives from the builtin one
@@ -59,11 +62,14 @@ __all__ = [
     "BufferMutatedError",
     "ClosedError",
     "ConfigError",
+    "ConflictError",
     "CorruptError",
+    "Deleted",
     "Error",
     "Explanation",
     "ForkError",
     "FrameError",
+    "GroupInfo",
     "GroupNotFoundError",
     "Handle",
     "IncompleteError",
@@ -82,11 +88,13 @@ __all__ = [
     "Receipt",
     "RejectedError",
     "Retention",
+    "SeqNotFoundError",
     "ServerError",
     "StorageError",
     "Subscriber",
     "TimeoutError",
     "TooLargeError",
+    "TopicInfo",
     "TopicNotFoundError",
     "UnsupportedError",
     "build_info",

@@ -48,3 +48,16 @@ class Batch(list[Message]):
             ClosedError: The handle was closed.
         """
         ack_all(self)
+
+    def nak(self, delay_s: float = 0.0) -> None:
+        """Give every message of the batch back: delivered to the group again after a while.
+
+        Args:
+            delay_s: Seconds >= 0.
+
+        Raises:
+            ConfigError: A negative delay.
+            ClosedError: The handle was closed.
+        """
+        for message in self:
+            message.nak(delay_s)

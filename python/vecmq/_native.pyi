@@ -1,6 +1,7 @@
 """The Rust core of vecmq. The documented public classes are in `vecmq` and `vecmq.sync`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from os import PathLike
 from typing import Any, TypeAlias, final
 
 from numpy.typing import NDArray
@@ -14,13 +15,20 @@ __all__ = [
     "Payload",
     "Publisher",
     "Receipt",
+    "RocksMq",
+    "RocksScan",
     "Subscriber",
     "ack_all",
     "build_info",
+    "check_topic_name",
     "join_rows",
     "make_frames",
+    "peek",
+    "topic_bounds",
 ]
 
+
+_Limits: TypeAlias = tuple[int | None, int | None, int | None, bool]
 
 def build_info() -> dict[str, Any]:
     """What this build is: version, profile, and the versions of what it links."""
@@ -112,6 +120,9 @@ class Message:
     def size_bytes(self) -> int:
         """Payload bytes."""
     @property
+    def deliveries(self) -> int:
+        """How often it was delivered to the group, this time included."""
+    @property
     def frames_count(self) -> int:
         """Frames it came in."""
     @property
@@ -121,6 +132,10 @@ class Message:
         """The payload as a read-only ndarray, no copy; of plain bytes a 1-d uint8 array."""
     def ack(self) -> None:
         """Marks the message done: it is not delivered to this subscription group again."""
+    def nak(self, delay_s: float = 0.0) -> None:
+        """Gives the message back: it is delivered to the group again after delay_s seconds."""
+    def in_progress(self) -> None:
+        """Begins the wait anew after which the message is delivered again."""
 
 @final
 class Explanation:
@@ -165,10 +180,32 @@ class Hub:
     def __new__(cls, options: dict[str, Any]) -> Hub: ...
     def publisher(self, topic: str) -> Publisher:
         """A publisher of the topic; the topic is made where it does not exist yet."""
-    def subscribe(self, topic: str, group: str, start: str) -> Subscriber:
+    def subscribe(
+        self,
+        topic: str,
+        group: str,
+        start: str,
+        ack_wait_s: float | None,
+        max_deliver: int | None,
+        dead_letter_topic: str | None,
+    ) -> Subscriber:
         """A subscriber of the topic for a subscription group."""
     def topics(self) -> list[str]:
         """The names of all topics."""
+    def topic_info(self, topic: str) -> dict[str, Any]:
+        """What a topic holds, and its own retention."""
+    def groups(self, topic: str) -> list[dict[str, Any]]:
+        """How far the groups of a topic are."""
+    def delete_group(self, topic: str, group: str) -> None:
+        """Deletes a group and its cursor."""
+    def set_retention(self, topic: str, retention: _Limits | None) -> None:
+        """Gives a topic a retention of its own; None: it has the handle's again."""
+    def retain(self) -> tuple[int, int]:
+        """Deletes what retention allows, now; returns messages and bytes."""
+    def purge_topic(self, topic: str) -> tuple[int, int]:
+        """Deletes all messages of a topic; returns messages and bytes."""
+    def delete_topic(self, topic: str) -> None:
+        """Deletes a topic, its groups and its stream."""
     def explain(self, size_bytes: int) -> Explanation:
         """Which route a message of that size takes now, and why."""
     def stats(self) -> dict[str, int]:
@@ -198,12 +235,16 @@ class Publisher:
 class Subscriber:
     """Reads one topic for one subscription group."""
 
-    def poll(self, messages_max: int, completions: Completions, token: int) -> list[Message]:
-        """Takes what is ready; an empty list: the token finishes when another look is worth it."""
+    def poll(
+        self, messages_max: int, completions: Completions, token: int
+    ) -> tuple[list[Message], float | None]:
+        """Takes what is ready, and says after how many seconds to look again at the latest."""
     def poll_wait(self, messages_max: int, timeout_s: float | None) -> list[Message]:
         """Blocks until something is ready; an empty list means the time was over."""
     def ack_through(self, seq: int) -> None:
         """Marks everything up to and including seq done."""
+    def seek(self, kind: str, value: int, inclusive: bool) -> None:
+        """Moves the group: to "first", "new", "seq" or "time" (ms since the Unix epoch)."""
     def close(self) -> None:
         """Ends the subscription; the group and its cursor stay."""
 
@@ -216,3 +257,61 @@ class GroupAssembler:
         self, fields: dict[str, str], body: object
     ) -> tuple[Payload, str | None, tuple[int, ...] | None] | None:
         """Takes one frame; returns the group when it was the last missing one."""
+
+# end id, bytes, closed and acknowledged in seconds since the Unix epoch
+_Page: TypeAlias = tuple[int, int, int | None, int | None]
+# name, orphaned, made in seconds since the Unix epoch, bytes in the open page, closed pages
+_Topic: TypeAlias = tuple[str, bool, int | None, int, list[_Page]]
+
+def check_topic_name(name: str) -> None:
+    """Checks the name of a topic."""
+
+def topic_bounds(hub: Hub, topic: str) -> tuple[int, int]:
+    """The oldest seq that is left in a topic, and the next one."""
+
+def peek(
+    hub: Hub, topic: str, from_seq: int, records_max: int, bytes_max: int
+) -> list[tuple[int, int, tuple[dict[str, str], Payload] | None]]:
+    """Reads a topic from a seq on without a subscription group: whole records of the log."""
+
+@final
+class RocksMq:
+    """A directory pair of Milvus' RocksMQ, open for reading."""
+
+    def __new__(cls, path: str | PathLike[str]) -> RocksMq: ...
+    def topics(self) -> list[_Topic]:
+        """All topics by name: name, orphaned, made at, bytes in the open page, closed pages."""
+    def scan(self, topic: str, progress: Callable[[int, int], object] | None) -> RocksScan:
+        """Reads every message of a topic once."""
+    def read(
+        self, scan: RocksScan, after: int | None, messages_max: int, bytes_max: int
+    ) -> list[tuple[int, Payload]]:
+        """Messages with ids above after, in order: id and payload."""
+    def close(self) -> None:
+        """Closes the two databases; a Milvus may start on them again."""
+
+@final
+class RocksScan:
+    """What one pass over all messages of a topic found."""
+
+    @property
+    def topic(self) -> _Topic:
+        """What the metadata says: name, orphaned, made at, bytes in the open page, pages."""
+    @property
+    def messages_count(self) -> int:
+        """Messages."""
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of their payloads."""
+    @property
+    def payload_bytes_max(self) -> int:
+        """The largest payload, in bytes."""
+    @property
+    def first_id(self) -> int | None:
+        """The smallest id."""
+    @property
+    def last_id(self) -> int | None:
+        """The largest id."""
+    @property
+    def missing_bytes(self) -> int:
+        """Bytes in pages not yet acknowledged that the metadata counts and that are not there."""

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import weakref
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote
@@ -29,6 +30,7 @@ Start = Literal["first", "new"]
 
 MESSAGE_BYTES_MAX = 1 << 30
 TIMEOUT_S = 30.0
+ACK_WAIT_S = 30.0
 
 MODES = ("hybrid", "queue", "nats")
 CODECS = ("raw", "zstd1", "planes")
@@ -159,6 +161,47 @@ def check_timeout(timeout_s: float | None, name: str = "timeout_s") -> None:
     is_number = isinstance(timeout_s, (int, float)) and not isinstance(timeout_s, bool)
     if not is_number or math.isnan(timeout_s) or timeout_s <= 0:
         raise ConfigError(f"{name}: expected seconds > 0 or None, got {timeout_s!r}")
+
+
+def check_delivery(
+    topic: str, ack_wait_s: float | None, max_deliver: int | None, dead_letter_topic: str | None
+) -> tuple[float | None, int | None, str | None]:
+    """Check how a group's messages are delivered again.
+
+    Returns:
+        Wait in seconds, deliveries, and the topic of dead letters, as the core takes them.
+
+    Raises:
+        ConfigError: A value is out of its range, or dead letters without `max_deliver`.
+    """
+    check_timeout(ack_wait_s, "ack_wait_s")
+    if max_deliver is None:
+        if dead_letter_topic is not None:
+            raise ConfigError("dead_letter_topic: needs max_deliver, which is None")
+        return ack_wait_s, None, None
+    is_int = isinstance(max_deliver, int) and not isinstance(max_deliver, bool)
+    if not is_int or not 1 <= max_deliver < 1 << 32:
+        raise ConfigError(
+            f"max_deliver: expected None or 1 to {(1 << 32) - 1}, got {max_deliver!r}"
+        )
+    return ack_wait_s, max_deliver, dead_letter_topic or f"{topic}-dead"
+
+
+def seek_target(to: object) -> tuple[str, int]:
+    """Where to seek, as the core takes it: a kind and a number.
+
+    Raises:
+        ConfigError: Neither a seq, an aware datetime, "first" nor "new".
+    """
+    if isinstance(to, datetime):
+        if to.tzinfo is None:
+            raise ConfigError(f"to: expected a datetime with a time zone, got {to!r}")
+        return "time", max(0, math.ceil(to.timestamp() * 1000))
+    if to in ("first", "new"):
+        return str(to), 0
+    if isinstance(to, int) and not isinstance(to, bool) and 0 <= to < 1 << 64:
+        return "seq", to
+    raise ConfigError(f"to: expected a seq, a datetime, 'first' or 'new', got {to!r}")
 
 
 def check_route(route: Route | None) -> None:

@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Generator, Iterable, Mapping
+from datetime import datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from vecmq import _messages
+from vecmq._admin import Deleted, TopicAdmin
 from vecmq._batch import Batch
-from vecmq._native import Completions, Explanation, Message, Receipt
+from vecmq._loop import Loop
+from vecmq._native import Message, Receipt
 from vecmq._native import Publisher as NativePublisher
 from vecmq._native import Subscriber as NativeSubscriber
 from vecmq._options import (
+    ACK_WAIT_S,
     MESSAGE_BYTES_MAX,
     TIMEOUT_S,
     Codec,
@@ -31,9 +36,11 @@ from vecmq._options import (
     Route,
     Start,
     Stores,
+    check_delivery,
     check_options,
     check_route,
     check_timeout,
+    seek_target,
 )
 from vecmq.errors import ClosedError, ConfigError
 
@@ -49,55 +56,10 @@ __all__ = ["Handle", "Publisher", "Subscriber", "open"]
 _ITERATE_MSGS = 512
 
 
-class _Loop:
-    """Finishes futures of one event loop from the core's threads."""
-
-    def __init__(self) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.native = Completions()
-        self._futures: dict[int, asyncio.Future[Receipt | None]] = {}
-        self._next_token = 0
-        self.loop.add_reader(self.native.fileno(), self._drain)
-
-    def tokens(self, count: int) -> int:
-        first = self._next_token
-        self._next_token += count
-        return first
-
-    def future(self, token: int) -> asyncio.Future[Receipt | None]:
-        future: asyncio.Future[Receipt | None] = self.loop.create_future()
-        self._futures[token] = future
-        return future
-
-    def check(self) -> None:
-        if asyncio.get_running_loop() is not self.loop:
-            raise ConfigError(
-                "the handle belongs to another event loop; open one in each loop that uses it"
-            )
-
-    def _drain(self) -> None:
-        for token, receipt, error in self.native.drain():
-            future = self._futures.pop(token, None)
-            if future is None or future.done():
-                continue  # cancelled: the publish itself went on
-            if error is None:
-                future.set_result(receipt)
-            else:
-                future.set_exception(error)
-
-    def close(self) -> None:
-        if not self.loop.is_closed():
-            self.loop.remove_reader(self.native.fileno())
-        for future in self._futures.values():
-            if not future.done():
-                future.set_exception(ClosedError("the handle was closed"))
-        self._futures.clear()
-
-
 class Publisher:
     """Publishes to one topic. Made by `Handle.publisher`."""
 
-    def __init__(self, native: NativePublisher, loop: _Loop, topic: str) -> None:
+    def __init__(self, native: NativePublisher, loop: Loop, topic: str) -> None:
         self._native = native
         self._loop = loop
         self.topic = topic
@@ -227,13 +189,22 @@ class Subscriber:
     ``async for message in subscriber`` yields messages until the subscription is closed.
     """
 
-    def __init__(self, native: NativeSubscriber, loop: _Loop, topic: str, group: str) -> None:
+    def __init__(
+        self,
+        native: NativeSubscriber,
+        loop: Loop,
+        topic: str,
+        group: str,
+        ack_wait_s: float | None,
+    ) -> None:
         self._native = native
         self._loop = loop
         self._ahead: deque[Message] = deque()
         self._waiting: asyncio.Future[Receipt | None] | None = None
         self._turn = asyncio.Lock()
         self._closed = False
+        self._ack_wait_s = ack_wait_s
+        self._ahead_since = 0.0
         self.topic = topic
         self.group = group
 
@@ -267,15 +238,19 @@ class Subscriber:
         deadline = None if timeout_s is None else loop.loop.time() + timeout_s
         while True:
             token = loop.tokens(1)
-            messages = self._native.poll(max_msgs, loop.native, token)
+            messages, look_s = self._native.poll(max_msgs, loop.native, token)
             if messages:
                 return Batch(messages)
+            # A message may be due again before one comes.
+            look = None if look_s is None else loop.loop.time() + look_s
+            ends = [end for end in (deadline, look) if end is not None]
             self._waiting = loop.future(token)
             try:
-                async with asyncio.timeout_at(deadline):
+                async with asyncio.timeout_at(min(ends, default=None)):
                     await self._waiting
             except TimeoutError:
-                return Batch()
+                if deadline is not None and loop.loop.time() >= deadline:
+                    return Batch()
             finally:
                 self._waiting = None
 
@@ -283,14 +258,25 @@ class Subscriber:
         return self
 
     async def __anext__(self) -> Message:
+        if self._ahead:
+            self._keep_ahead()
         while not self._ahead:
             try:
                 self._ahead.extend(await self.fetch(_ITERATE_MSGS))
+                self._ahead_since = time.monotonic()
             except ClosedError:
                 if self._closed:
                     raise StopAsyncIteration from None
                 raise
         return self._ahead.popleft()
+
+    def _keep_ahead(self) -> None:
+        # The caller has not seen these yet: their time begins anew while he works.
+        wait_s = self._ack_wait_s
+        if wait_s is not None and time.monotonic() - self._ahead_since > wait_s / 4:
+            for message in self._ahead:
+                message.in_progress()
+            self._ahead_since = time.monotonic()
 
     async def batches(self, max_msgs: int = _ITERATE_MSGS) -> AsyncIterator[Batch]:
         """Yield batches of up to `max_msgs` messages until the subscription is closed.
@@ -326,6 +312,26 @@ class Subscriber:
         self._native.ack_through(seq)
         self._ahead = deque(message for message in self._ahead if message.seq > seq)
 
+    async def seek(
+        self, to: int | datetime | Literal["first", "new"], *, inclusive: bool = True
+    ) -> None:
+        """Move the group, with all its subscribers; what it had acked after that comes again.
+
+        Args:
+            to: A seq; an aware datetime (the first message published then or later; "new" where
+                there is none); "first" (the oldest message) or "new" (after the newest one).
+            inclusive: False: after that seq or time instead of at it.
+
+        Raises:
+            SeqNotFoundError: The topic does not hold that seq; the message names the nearest.
+            ConfigError: `to` is none of these, or a datetime without a time zone.
+            UnsupportedError: Mode "nats".
+            ClosedError: The subscription or the handle was closed.
+        """
+        kind, value = seek_target(to)
+        await asyncio.to_thread(self._native.seek, kind, value, inclusive)
+        self._ahead.clear()
+
     def close(self) -> None:
         """End the subscription; its group and cursor stay. A second call does nothing.
 
@@ -349,12 +355,12 @@ class Subscriber:
         self.close()
 
 
-class Handle:
+class Handle(TopicAdmin):
     """One open directory, one connection, or both. Made by `open`; belongs to one event loop."""
 
     def __init__(self, stores: Stores) -> None:
         self._stores = stores
-        self._loop = _Loop()
+        self._loop = Loop()
         self._subscribers: weakref.WeakSet[Subscriber] = weakref.WeakSet()
 
     @property
@@ -387,62 +393,97 @@ class Handle:
         """
         return Publisher(self._stores.hub.publisher(topic), self._loop, topic)
 
-    def subscribe(self, topic: str, group: str, start: Start = "first") -> Subscriber:
+    def subscribe(
+        self,
+        topic: str,
+        group: str,
+        start: Start = "first",
+        *,
+        ack_wait_s: float | None = ACK_WAIT_S,
+        max_deliver: int | None = None,
+        dead_letter_topic: str | None = None,
+    ) -> Subscriber:
         """Join a subscription group of the topic; it is made where it does not exist yet.
+
+        Subscribers of one group compete: each message goes to one of them. Groups are independent.
 
         Args:
             topic: As for `publisher`.
             group: Durable name that shares one cursor; the rules of topic names.
             start: Where a new group begins: "first" (the oldest message) or "new".
+            ack_wait_s: Seconds > 0 after which a message that this subscriber got and did not ack
+                is delivered again; None: when the subscriber is closed.
+            max_deliver: Deliveries > 0 after which a message goes to `dead_letter_topic` instead of
+                being delivered again; None: no limit. Costs a write for every fetch, so that a
+                consumer that dies of a message is counted.
+            dead_letter_topic: Its messages keep payload and headers and get the headers
+                "Dead-Letter-Topic", "-Group", "-Seq" and "-Deliveries". None: ``<topic>-dead``.
 
         Returns:
             A Subscriber. It starts at the group's cursor: the first message that was not acked.
 
         Raises:
             InvalidNameError: A name breaks the rules.
-            ConfigError: The group has a subscriber in this process already, or a bad `start`.
+            ConfigError: A bad `start`, time or count; `max_deliver` in mode "nats".
             ClosedError: The handle was closed.
+
+        Source: JetStream's consumer options ack_wait (30 s) and max_deliver.
         """
-        native = self._stores.hub.subscribe(topic, group, start)
-        subscriber = Subscriber(native, self._loop, topic, group)
+        options = check_delivery(topic, ack_wait_s, max_deliver, dead_letter_topic)
+        native = self._stores.hub.subscribe(topic, group, start, *options)
+        subscriber = Subscriber(native, self._loop, topic, group, ack_wait_s)
         self._subscribers.add(subscriber)
         return subscriber
 
-    def topics(self) -> list[str]:
-        """Return the names of all topics, sorted.
+    async def retain(self) -> Deleted:
+        """Delete what retention allows, now; it runs by itself too, every minute and sooner.
+
+        Returns:
+            Deleted(messages, size_bytes).
 
         Raises:
+            UnsupportedError: Mode "nats".
+            StorageError: The log could not be written.
             ClosedError: The handle was closed.
         """
-        return self._stores.hub.topics()
+        return Deleted(*(await asyncio.to_thread(self._stores.hub.retain)))
 
-    def explain(self, topic: str, size_bytes: int) -> Explanation:
-        """Say which route a message of that size takes now, and why.
+    async def purge_topic(self, topic: str) -> Deleted:
+        """Delete all messages of a topic, acked or not; seqs go on where they were.
+
+        Messages that are on their way to the stream stay, and with them what came after.
 
         Args:
-            topic: The topic; today all topics of a handle share what was learned.
-            size_bytes: Payload bytes.
+            topic: An existing topic.
 
         Returns:
-            Explanation(route, reason, threshold_bytes, queue_cost_s, nats_cost_s, learned).
+            Deleted(messages, size_bytes).
 
         Raises:
-            ConfigError: A negative size.
+            TopicNotFoundError: There is no such topic.
+            UnsupportedError: Mode "nats".
+            NotConnectedError: The server cannot be reached (mode "hybrid").
+            StorageError: The log could not be written.
+            ClosedError: The handle was closed.
         """
-        if not isinstance(size_bytes, int) or size_bytes < 0:
-            raise ConfigError(f"size_bytes: expected bytes >= 0, got {size_bytes!r}")
-        return self._stores.hub.explain(size_bytes)
+        return Deleted(*(await asyncio.to_thread(self._stores.hub.purge_topic, topic)))
 
-    def stats(self) -> dict[str, int]:
-        """Return counts since the handle was opened.
+    async def delete_topic(self, topic: str) -> None:
+        """Delete a topic, its messages, its groups and its stream.
 
-        Returns:
-            published_queue, published_nats, rerouted, aborted, unknown (messages), threshold_bytes.
+        Publishers and subscribers of it end with TopicNotFoundError.
+
+        Args:
+            topic: An existing topic.
 
         Raises:
-            ForkError: Called in a forked child.
+            TopicNotFoundError: There is no such topic.
+            UnsupportedError: Mode "nats".
+            NotConnectedError: The server cannot be reached; nothing was deleted (mode "hybrid").
+            StorageError: The log could not be written.
+            ClosedError: The handle was closed.
         """
-        return self._stores.hub.stats()
+        await asyncio.to_thread(self._stores.hub.delete_topic, topic)
 
     async def close(self) -> None:
         """Close subscriptions, the stores and the embedded server. A second call does nothing.

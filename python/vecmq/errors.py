@@ -13,6 +13,7 @@ __all__ = [
     "BufferMutatedError",
     "ClosedError",
     "ConfigError",
+    "ConflictError",
     "CorruptError",
     "Error",
     "ForkError",
@@ -29,6 +30,7 @@ __all__ = [
     "PublishUnknownError",
     "QueueError",
     "RejectedError",
+    "SeqNotFoundError",
     "ServerError",
     "StorageError",
     "TimeoutError",
@@ -96,6 +98,14 @@ class GroupNotFoundError(QueueError, KeyError):
     """The subscription group does not exist."""
 
     __str__ = Exception.__str__
+
+
+class SeqNotFoundError(QueueError, LookupError):
+    """The topic does not hold that seq; the message names the nearest."""
+
+
+class ConflictError(QueueError):
+    """A topic holds messages that the import into it did not write."""
 
 
 class LockedError(QueueError):

@@ -48,6 +48,7 @@ impl AlignedBuffer {
     }
 
     /// Forgets what lies behind `length`.
+    #[cfg(feature = "queue")]
     pub(crate) fn truncate(&mut self, length: usize) {
         self.length = self.length.min(length);
     }
@@ -116,12 +117,14 @@ impl Pool {
 }
 
 /// Writes bytes one after the other into an aligned allocation.
+#[cfg(feature = "queue")]
 #[derive(Debug)]
 pub(crate) struct AlignedWriter {
     buffer: AlignedBuffer,
     written: usize,
 }
 
+#[cfg(feature = "queue")]
 impl AlignedWriter {
     pub(crate) fn with_capacity(capacity: usize) -> Result<Self> {
         Ok(Self { buffer: AlignedBuffer::new(capacity as u64)?, written: 0 })

@@ -17,6 +17,7 @@ mod plan;
 mod planes;
 mod text;
 
+#[cfg(feature = "queue")]
 pub(crate) use aligned::{AlignedBuffer, AlignedWriter};
 pub use assembler::{Assembler, Assembly, decode_single};
 #[cfg(feature = "queue")]

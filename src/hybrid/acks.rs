@@ -1,87 +1,57 @@
-//! Which messages of a subscription are done.
-//!
-//! The cursor of a subscription group is the first message that is not done; acknowledgements above
-//! it wait in memory until the gap closes. So after a crash everything that was not acknowledged
-//! comes again, and a few that were acknowledged out of order may: at least once.
+//! How a message tells its subscription what became of it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::iter;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use crate::error::Result;
 use crate::hybrid::runtime;
 use crate::nats::AckHandle;
-use crate::queue;
+use crate::queue::Group;
 
-/// How a message tells its subscription that it is done.
+/// How a message tells its subscription what became of it.
 #[derive(Clone)]
 pub(super) enum Acker {
-    Journal(Arc<GroupCursor>),
+    Journal(Arc<JournalAcker>),
     Stream(Arc<BlockAck>),
+}
+
+/// The group of a journal's messages, and when they are due again.
+pub(super) struct JournalAcker {
+    pub(super) group: Group,
+    pub(super) ack_wait: Option<Duration>,
 }
 
 impl Acker {
     /// Marks one message done. `row` is its place in its block of packed rows.
     pub(super) fn ack(&self, seq: u64, row: u32) -> Result<()> {
         match self {
-            Self::Journal(cursor) => cursor.ack([seq]),
+            Self::Journal(own) => own.group.ack(iter::once(seq..seq + 1)),
             Self::Stream(block) => block.ack(row),
         }
     }
-}
 
-/// The durable cursor of one subscription group, and what is done above it.
-pub(super) struct GroupCursor {
-    log: Arc<queue::Topic>,
-    group: String,
-    state: Mutex<CursorState>,
-}
-
-struct CursorState {
-    next_seq: u64,
-    above: BTreeSet<u64>,
-}
-
-impl GroupCursor {
-    pub(super) fn new(log: Arc<queue::Topic>, group: &str, next_seq: u64) -> Self {
-        let state = Mutex::new(CursorState { next_seq, above: BTreeSet::new() });
-        Self { log, group: group.to_owned(), state }
-    }
-
-    /// Marks messages done; the cursor is saved when it moves.
-    pub(super) fn ack(&self, seqs: impl IntoIterator<Item = u64>) -> Result<()> {
-        // Held over the save, so that an older cursor is never written after a newer one.
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        for seq in seqs {
-            if seq >= state.next_seq {
-                state.above.insert(seq);
+    /// Gives one message back; of packed rows in a stream, all of them.
+    pub(super) fn nak(&self, seq: u64, delay: Duration) -> Result<()> {
+        match self {
+            Self::Journal(own) => {
+                own.group.nak(iter::once(seq..seq + 1), delay);
+                Ok(())
             }
+            Self::Stream(block) => block.nak(delay),
         }
-        let before = state.next_seq;
-        let mut next_seq = before;
-        while state.above.remove(&next_seq) {
-            next_seq += 1;
-        }
-        self.move_to(&mut state, before, next_seq)
     }
 
-    /// Marks everything up to and including `seq` done.
-    pub(super) fn ack_through(&self, seq: u64) -> Result<()> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = state.next_seq;
-        let mut next_seq = before.max(seq.saturating_add(1));
-        state.above = state.above.split_off(&next_seq);
-        while state.above.remove(&next_seq) {
-            next_seq += 1;
+    /// Begins the time anew after which the message is due again.
+    pub(super) fn in_progress(&self, seq: u64) -> Result<()> {
+        match self {
+            Self::Journal(own) => {
+                own.group.extend(iter::once(seq..seq + 1), own.ack_wait);
+                Ok(())
+            }
+            Self::Stream(block) => block.in_progress(),
         }
-        self.move_to(&mut state, before, next_seq)
-    }
-
-    fn move_to(&self, state: &mut CursorState, before: u64, next_seq: u64) -> Result<()> {
-        if next_seq > before {
-            self.log.set_cursor(&self.group, next_seq)?;
-            state.next_seq = next_seq;
-        }
-        Ok(())
     }
 }
 
@@ -117,15 +87,28 @@ impl BlockAck {
     /// Sends without waiting for the server's confirmation: a lost one means one more delivery.
     fn send(&self) -> Result<()> {
         let handle = self.handle.clone();
-        runtime::handle()?.spawn(async move {
-            if let Err(error) = handle.ack().await {
-                log::warn!(
-                    "an acknowledgement was not confirmed, the message may come again: {error}"
-                );
-            }
-        });
-        Ok(())
+        spawn(async move { handle.ack().await })
     }
+
+    fn nak(&self, delay: Duration) -> Result<()> {
+        self.rows_open.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        let handle = self.handle.clone();
+        spawn(async move { handle.nak(delay).await })
+    }
+
+    fn in_progress(&self) -> Result<()> {
+        let handle = self.handle.clone();
+        spawn(async move { handle.in_progress().await })
+    }
+}
+
+fn spawn(sending: impl Future<Output = Result<()>> + Send + 'static) -> Result<()> {
+    runtime::handle()?.spawn(async move {
+        if let Err(error) = sending.await {
+            log::warn!("an acknowledgement was not confirmed, the message may come again: {error}");
+        }
+    });
+    Ok(())
 }
 
 /// The unacknowledged deliveries of a stream subscription, by stream sequence.

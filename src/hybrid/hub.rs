@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -16,8 +16,12 @@ use crate::nats::{Connection, NatsOptions};
 use crate::queue::{Queue, QueueOptions};
 use crate::router::{Explanation, Route, Router};
 
-/// How often retention looks for messages that may go.
+/// How often retention deletes what may go, at least.
 const RETENTION_EVERY: Duration = Duration::from_mins(1);
+/// It deletes sooner when this much was published since.
+const RETENTION_BYTES: u64 = 32 << 20;
+/// How often it looks whether it is time.
+const RETENTION_LOOK: Duration = Duration::from_millis(250);
 
 /// Counts since the hub was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -112,6 +116,8 @@ pub(super) fn unix_ms() -> u64 {
 pub struct Hub {
     shared: Arc<Shared>,
     topics: Mutex<HashMap<String, Arc<HubTopic>>>,
+    /// A task deletes what retention allows.
+    retaining: AtomicBool,
 }
 
 impl Hub {
@@ -157,7 +163,8 @@ impl Hub {
             started: Instant::now(),
             closed: AtomicBool::new(false),
         });
-        let hub = Self { shared, topics: Mutex::new(HashMap::new()) };
+        let topics = Mutex::new(HashMap::new());
+        let hub = Self { shared, topics, retaining: AtomicBool::new(false) };
         hub.recover()?;
         hub.start_retention()?;
         Ok(hub)
@@ -260,29 +267,47 @@ impl Hub {
         Ok(())
     }
 
-    /// Deletes what retention allows now, and then once a minute for as long as the hub is open.
-    fn start_retention(&self) -> Result<()> {
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    pub(super) fn forget_topic(&self, name: &str) {
+        self.topics.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+    }
+
+    /// Looks for messages that may go for as long as the hub is open: where there is a retention,
+    /// the hub's or a topic's own.
+    pub(super) fn start_retention(&self) -> Result<()> {
         let Some(queue) = &self.shared.queue else { return Ok(()) };
-        let retention = &self.shared.options.retention;
-        if retention.age_ms_max.is_none() && retention.bytes_max.is_none() {
+        if self.retaining.load(Ordering::Acquire) || !queue.has_retention()? {
             return Ok(());
         }
-        queue.retain(unix_ms())?;
-        let queue = Arc::downgrade(queue);
-        runtime::handle()?.spawn(async move {
-            loop {
-                tokio::time::sleep(RETENTION_EVERY).await;
-                let Some(queue) = queue.upgrade() else { return };
-                let done = tokio::task::spawn_blocking(move || queue.retain(unix_ms())).await;
-                match done {
-                    Ok(Err(error)) if error.kind() == ErrorKind::Closed => return,
-                    Ok(Err(error)) => log::warn!("retention failed: {error}"),
-                    Ok(Ok(_)) => {}
-                    Err(_) => return,
-                }
-            }
-        });
+        if self.retaining.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        runtime::handle()?.spawn(retain_regularly(Arc::downgrade(queue)));
         Ok(())
+    }
+}
+
+/// Deletes at once, then once a minute, and sooner when much was published.
+async fn retain_regularly(queue: Weak<Queue>) {
+    let (mut last, mut last_bytes) = (None::<Instant>, 0);
+    loop {
+        let Some(open) = queue.upgrade() else { return };
+        let bytes = open.appended_bytes();
+        let is_due = last.is_none_or(|last| last.elapsed() >= RETENTION_EVERY)
+            || bytes.saturating_sub(last_bytes) >= RETENTION_BYTES;
+        if is_due {
+            (last, last_bytes) = (Some(Instant::now()), bytes);
+            match tokio::task::spawn_blocking(move || open.retain(unix_ms())).await {
+                Ok(Err(error)) if error.kind() == ErrorKind::Closed => return,
+                Ok(Err(error)) => log::warn!("retention failed: {error}"),
+                Ok(Ok(_)) => {}
+                Err(_) => return,
+            }
+        }
+        tokio::time::sleep(RETENTION_LOOK).await;
     }
 }
 

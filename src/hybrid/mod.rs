@@ -9,25 +9,33 @@
 //! |---|---|
 //! | `options` | how a hub is opened, and its limits |
 //! | `hub` | owns the stores of one directory; hands out topics |
+//! | `admin` | topics and groups as an operator sees them |
 //! | `entry` | the bytes of a journal entry |
 //! | `inline` | the bytes of small messages, several in one entry |
 //! | `append` | messages -> entries, as one append of the journal |
 //! | `topic` | one topic: its journal, its stream, the lane that keeps frames in call order |
+//! | `peek` | reads a journal without a subscription group |
 //! | `publish` | submission -> route -> journal -> receipt |
 //! | `busy` | what a message costs a route that works on many at once |
 //! | `runtime` | the tokio runtime that both directions share |
 //! | `resolve` | what became of an intent whose `PubAck` never came |
-//! | `subscribe` | entries -> messages, in order, large ones prefetched from the stream |
-//! | `acks` | which messages of a subscription are done |
+//! | `subscribe` | messages as received, and the subscriber that hands them out |
+//! | `journal` | the subscription of a topic that has a journal |
+//! | `acks` | how a message tells its subscription what became of it |
+//! | `dead_letter` | messages that were handed out too often go to another topic |
 //! | `stream_subscribe` | the subscription of mode `nats`, where the stream is the only store |
 
 mod acks;
+mod admin;
 mod append;
 mod busy;
+mod dead_letter;
 mod entry;
 mod hub;
 mod inline;
+mod journal;
 mod options;
+mod peek;
 mod publish;
 mod resolve;
 mod runtime;
@@ -36,7 +44,8 @@ mod subscribe;
 mod topic;
 
 pub use hub::{Hub, Stats};
-pub use options::{HubOptions, Level, Mode, Start};
+pub use options::{HubOptions, Level, Mode, SubscribeOptions};
+pub use peek::Peeked;
 pub use publish::{Done, Receipt, Submission, Wait};
-pub use subscribe::{Message, Subscriber};
+pub use subscribe::{Message, SeekTo, Subscriber};
 pub use topic::HubTopic;

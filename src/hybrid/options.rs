@@ -2,11 +2,14 @@
 
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::frame::Codec;
+use crate::hybrid::topic::HubTopic;
 use crate::nats::{NatsOptions, StreamLimits};
-use crate::queue::Retention;
+use crate::queue::{GroupStart, Retention};
 use crate::router::RouterConfig;
 
 /// Which stores a hub has.
@@ -55,13 +58,18 @@ impl Level {
     }
 }
 
-/// Where a new subscription group begins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Start {
-    /// At the oldest message that is still there.
-    First,
-    /// After the newest one.
-    New,
+/// How a subscription group is joined.
+#[derive(Clone)]
+pub struct SubscribeOptions {
+    /// Where a group begins that does not exist yet.
+    pub start: GroupStart,
+    /// Until a message is delivered again that was not acknowledged; None: when its subscriber is
+    /// closed.
+    pub ack_wait: Option<Duration>,
+    /// Deliveries after which a message goes to `dead_letters`.
+    pub deliveries_max: Option<u32>,
+    /// Where such messages go.
+    pub dead_letters: Option<Arc<HubTopic>>,
 }
 
 /// Everything a hub needs to open.

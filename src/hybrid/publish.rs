@@ -257,7 +257,7 @@ impl InFlight {
         }
         let entry = StreamEntry { manifest_seq: ack.manifest_seq, ..self.entry };
         if let Some(log) = &self.topic.log {
-            log.close_open(self.entry.id.seq, self.submission.rows, unix_ms(), &[&entry.encode()])?;
+            log.close_open(self.entry.id.seq, self.submission.rows, &[&entry.encode()])?;
         }
         let shared = &self.topic.shared;
         let rows = u64::from(self.submission.rows);
@@ -308,7 +308,7 @@ impl InFlight {
         let (value, encoded) =
             append::lone_entry(&outgoing, &self.submission, shared.options.codec)?;
         if let Some(log) = &self.topic.log {
-            log.close_open(self.entry.id.seq, self.submission.rows, unix_ms(), &[&value])?;
+            log.close_open(self.entry.id.seq, self.submission.rows, &[&value])?;
         }
         shared.counters.rerouted.fetch_add(1, Ordering::Relaxed);
         let rows = u64::from(self.submission.rows);

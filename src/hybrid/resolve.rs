@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::hybrid::entry::{self, Entry, StreamEntry};
-use crate::hybrid::hub::unix_ms;
 use crate::hybrid::runtime;
 use crate::hybrid::topic::HubTopic;
 
@@ -50,7 +49,7 @@ pub(super) fn spawn(topic: &Arc<HubTopic>, seq: u64) -> Result<()> {
 pub(super) fn abort(topic: &Arc<HubTopic>, seq: u64, rows: u32) -> Result<()> {
     let Some((_, entry)) = intent(topic, seq)? else { return Ok(()) };
     let Some(log) = &topic.log else { return Ok(()) };
-    log.close_open(seq, rows, unix_ms(), &[&entry::encode_aborted()])?;
+    log.close_open(seq, rows, &[&entry::encode_aborted()])?;
     topic.shared.counters.aborted.fetch_add(1, Ordering::Relaxed);
     let topic = Arc::clone(topic);
     runtime::handle()?.spawn(async move {
@@ -80,7 +79,7 @@ async fn look(topic: &Arc<HubTopic>, seq: u64) -> Result<Found> {
     let Some(manifest_seq) = found else { return Ok(Found::Absent(span)) };
     let entry = StreamEntry { manifest_seq, ..entry };
     if let Some(log) = &topic.log {
-        log.close_open(seq, span, unix_ms(), &[&entry.encode()])?;
+        log.close_open(seq, span, &[&entry.encode()])?;
     }
     Ok(Found::Settled)
 }

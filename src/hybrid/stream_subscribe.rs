@@ -12,13 +12,14 @@ use tokio::task::AbortHandle;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::hybrid::acks::{Acker, BlockAck, StreamAcks};
-use crate::hybrid::options::Start;
+use crate::hybrid::options::SubscribeOptions;
 use crate::hybrid::runtime;
 use crate::hybrid::subscribe::{
     Block, Message, PREFETCH_BYTES_MAX, PREFETCH_ENTRIES_MAX, Unpacking,
 };
 use crate::hybrid::topic::HubTopic;
 use crate::nats::{Delivery, JetSubscription};
+use crate::queue::GroupStart;
 use crate::router::Route;
 
 /// How long one pull waits before the task looks whether it is still wanted.
@@ -32,6 +33,13 @@ pub(super) struct StreamReader {
     acks: StreamAcks,
     pump: AbortHandle,
     topic: Arc<str>,
+}
+
+/// How the consumer is made where it does not exist yet.
+#[derive(Clone, Copy)]
+struct Join {
+    start: GroupStart,
+    ack_wait: Option<Duration>,
 }
 
 /// What the task has pulled and nobody has taken yet.
@@ -75,14 +83,23 @@ impl Inbox {
 }
 
 impl StreamReader {
-    pub(super) fn open(topic: &Arc<HubTopic>, group: &str, start: Start) -> Result<Self> {
+    pub(super) fn open(
+        topic: &Arc<HubTopic>,
+        group: &str,
+        options: &SubscribeOptions,
+    ) -> Result<Self> {
+        if options.deliveries_max.is_some() {
+            let context = "max_deliver: mode 'nats' has no topic for dead letters";
+            return Err(Error::new(ErrorKind::Config, context));
+        }
+        let join = Join { start: options.start, ack_wait: options.ack_wait };
         let inbox = Arc::new(Inbox::default());
         // "New" means after this call: the server has to know the group before the call returns.
-        let first = match start {
-            Start::New => Some(runtime::handle()?.block_on(subscribe(topic, group, start))?),
-            Start::First => None,
+        let first = match join.start {
+            GroupStart::New => Some(runtime::handle()?.block_on(subscribe(topic, group, join))?),
+            GroupStart::First => None,
         };
-        let task = pump(Arc::clone(topic), group.to_owned(), start, first, Arc::clone(&inbox));
+        let task = pump(Arc::clone(topic), group.to_owned(), join, first, Arc::clone(&inbox));
         let pump = runtime::handle()?.spawn(task).abort_handle();
         let acks = StreamAcks::default();
         Ok(Self { inbox, current: None, acks, pump, topic: Arc::clone(&topic.name) })
@@ -123,6 +140,7 @@ impl StreamReader {
             incoming: delivery.incoming,
             headers: Arc::new(delivery.headers),
             acker: Acker::Stream(ack),
+            deliveries: delivery.deliveries,
         };
         self.current = Some(Unpacking::new(&self.topic, block)?);
         Ok(())
@@ -143,7 +161,7 @@ impl Drop for StreamReader {
 async fn pump(
     topic: Arc<HubTopic>,
     group: String,
-    start: Start,
+    join: Join,
     mut first: Option<JetSubscription>,
     inbox: Arc<Inbox>,
 ) {
@@ -151,7 +169,7 @@ async fn pump(
     while !topic.shared.is_closed() {
         let subscription = match first.take() {
             Some(subscription) => Ok(subscription),
-            None => subscribe(&topic, &group, start).await,
+            None => subscribe(&topic, &group, join).await,
         };
         let ended = match subscription {
             Ok(mut subscription) => pull(&topic, &mut subscription, &inbox).await,
@@ -170,12 +188,12 @@ async fn pump(
     inbox.put(Err(Error::new(ErrorKind::Closed, "the handle is closed")));
 }
 
-async fn subscribe(topic: &HubTopic, group: &str, start: Start) -> Result<JetSubscription> {
-    let start = match start {
-        Start::First => crate::nats::Start::First,
-        Start::New => crate::nats::Start::New,
+async fn subscribe(topic: &HubTopic, group: &str, join: Join) -> Result<JetSubscription> {
+    let start = match join.start {
+        GroupStart::First => crate::nats::Start::First,
+        GroupStart::New => crate::nats::Start::New,
     };
-    topic.stream().await?.subscribe(group, start).await
+    topic.stream().await?.subscribe(group, start, join.ack_wait).await
 }
 
 async fn pull(topic: &HubTopic, subscription: &mut JetSubscription, inbox: &Inbox) -> Error {

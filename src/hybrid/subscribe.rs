@@ -1,38 +1,31 @@
-//! Entries -> messages, in order, large ones prefetched from the stream.
+//! Messages as received, and the subscriber that hands them out.
 //!
-//! A subscriber has no thread of its own. [`Subscriber::poll`] reads ahead in the journal, starts
-//! the fetches of what it finds there, and hands out what is ready at the front. When nothing is,
-//! it registers the caller's waker with whatever the front waits for, looks once more (so no
-//! wake-up is lost), and returns nothing.
+//! A subscriber has no thread of its own. [`Subscriber::poll`] reads ahead, starts the fetches of
+//! what it finds in the stream, and hands out what is ready at the front. When nothing is, it
+//! registers the caller's waker with whatever the front waits for, looks once more (so no wake-up
+//! is lost), and returns nothing.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::ops::Range;
+use std::sync::Arc;
 use std::task::Waker;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::frame::{Headers, Incoming, Layout, MessageId};
-use crate::hybrid::acks::{Acker, GroupCursor};
-use crate::hybrid::entry::{self, Entry, StreamEntry};
-use crate::hybrid::inline::InlineMessage;
-use crate::hybrid::options::Start;
-use crate::hybrid::runtime;
+use crate::hybrid::acks::{Acker, JournalAcker};
+use crate::hybrid::journal::JournalReader;
+use crate::hybrid::options::SubscribeOptions;
 use crate::hybrid::stream_subscribe::StreamReader;
 use crate::hybrid::topic::HubTopic;
-use crate::name::validate_name;
-use crate::queue::{self, Record};
+use crate::queue::Group;
 use crate::router::Route;
 
 /// Payload bytes read ahead of the caller; at least one message is, whatever its size.
 pub(super) const PREFETCH_BYTES_MAX: u64 = 64 << 20;
 /// Entries read ahead of the caller.
 pub(super) const PREFETCH_ENTRIES_MAX: usize = 1024;
-/// Journal bytes of one read.
-const READ_BYTES_MAX: usize = 4 << 20;
-/// Between attempts to fetch from a server that does not answer.
-const FETCH_RETRY_PAUSE: Duration = Duration::from_millis(250);
 
 /// A message as received.
 pub struct Message {
@@ -52,6 +45,9 @@ pub struct Message {
     pub payload: Bytes,
     /// Frames it came in; packed rows share theirs.
     pub frames_count: u32,
+    /// How often it was delivered to the group, this time included. A process that ended without
+    /// an acknowledgement is counted where `deliveries_max` was given.
+    pub deliveries: u32,
     /// Its place in its block of packed rows; 0 for a message of its own.
     row: u32,
     /// The payload of the whole block.
@@ -76,23 +72,43 @@ impl Message {
         self.acker.ack(self.seq, self.row)
     }
 
+    /// Gives the message back: it is delivered again after `delay`, to any subscriber of the group.
+    /// In a stream, packed rows come again together.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Closed`].
+    pub fn nak(&self, delay: Duration) -> Result<()> {
+        self.acker.nak(self.seq, delay)
+    }
+
+    /// Begins the time anew after which the message is delivered again.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Closed`].
+    pub fn in_progress(&self) -> Result<()> {
+        self.acker.in_progress(self.seq)
+    }
+
     /// Marks several messages done; of one subscription, the cursor is saved once.
     ///
     /// # Errors
     /// As [`Message::ack`].
     pub fn ack_all<'a>(messages: impl IntoIterator<Item = &'a Self>) -> Result<()> {
-        let mut seqs: Vec<u64> = Vec::new();
-        let mut cursor: Option<&Arc<GroupCursor>> = None;
+        let mut seqs: Vec<Range<u64>> = Vec::new();
+        let mut journal: Option<&Arc<JournalAcker>> = None;
         for message in messages {
             match &message.acker {
-                Acker::Journal(own) if cursor.is_none_or(|first| Arc::ptr_eq(first, own)) => {
-                    cursor = Some(own);
-                    seqs.push(message.seq);
+                Acker::Journal(own) if journal.is_none_or(|first| Arc::ptr_eq(first, own)) => {
+                    journal = Some(own);
+                    match seqs.last_mut() {
+                        Some(last) if last.end == message.seq => last.end += 1,
+                        _ => seqs.push(message.seq..message.seq + 1),
+                    }
                 }
                 other => other.ack(message.seq, message.row)?,
             }
         }
-        cursor.map_or(Ok(()), |cursor| cursor.ack(seqs))
+        journal.map_or(Ok(()), |journal| journal.group.ack(seqs))
     }
 }
 
@@ -106,6 +122,8 @@ pub(super) struct Block {
     pub(super) incoming: Incoming,
     pub(super) headers: Arc<Headers>,
     pub(super) acker: Acker,
+    /// Of a stream's: how often the server has delivered it.
+    pub(super) deliveries: u32,
 }
 
 /// A block that is being handed out, and how far.
@@ -133,12 +151,22 @@ impl Unpacking {
 
     /// The next message; None when the block is used up.
     pub(super) fn next(&mut self) -> Option<Message> {
+        let message = self.row(self.next_row, self.block.deliveries)?;
+        self.next_row += 1;
+        Some(message)
+    }
+
+    /// The message at a seq of a journal; None when it is not in the block.
+    pub(super) fn message(&self, seq: u64, deliveries: u32) -> Option<Message> {
+        let row = seq.checked_sub(self.block.first_seq)?;
+        self.row(u32::try_from(row).ok()?, deliveries)
+    }
+
+    fn row(&self, row: u32, deliveries: u32) -> Option<Message> {
         let incoming = &self.block.incoming;
-        let row = self.next_row;
         if row >= incoming.rows {
             return None;
         }
-        self.next_row += 1;
         let seq = self.block.first_seq + self.block.seq_step * u64::from(row);
         let start = self.row_bytes * (row as usize);
         let id = MessageId { seq: incoming.id.seq + u64::from(row), ..incoming.id };
@@ -151,6 +179,7 @@ impl Unpacking {
             layout: self.layout.clone(),
             payload: incoming.payload.slice(start..start + self.row_bytes),
             frames_count: incoming.frames_count,
+            deliveries,
             row,
             block: incoming.payload.clone(),
             acker: self.block.acker.clone(),
@@ -161,57 +190,45 @@ impl Unpacking {
 /// Reads one topic for one subscription group.
 pub struct Subscriber {
     topic: Arc<HubTopic>,
-    group: String,
-    reader: Reader,
-    closed: bool,
-}
-
-enum Reader {
-    Journal(JournalReader),
-    Stream(StreamReader),
+    /// None: closed.
+    reader: Option<Reader>,
 }
 
 impl Subscriber {
-    /// Joins a subscription group; makes it where it does not exist yet.
+    /// Joins a subscription group; makes it where it does not exist yet. Several subscribers of a
+    /// group compete for its messages.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidName`], [`ErrorKind::Config`] when the group already has a subscriber in
-    /// this process, [`ErrorKind::Closed`], [`ErrorKind::Storage`].
-    pub fn open(topic: &Arc<HubTopic>, group: &str, start: Start) -> Result<Self> {
+    /// [`ErrorKind::InvalidName`], [`ErrorKind::Config`] for options that this mode lacks,
+    /// [`ErrorKind::Closed`], [`ErrorKind::Storage`].
+    pub fn open(topic: &Arc<HubTopic>, group: &str, options: &SubscribeOptions) -> Result<Self> {
         topic.shared.check_open()?;
-        validate_name("subscription group", group)?;
-        topic.claim_group(group)?;
         let reader = match &topic.log {
-            Some(log) => JournalReader::open(topic, log, group, start).map(Reader::Journal),
-            None => StreamReader::open(topic, group, start).map(Reader::Stream),
+            Some(log) => Reader::Journal(JournalReader::open(topic, log, group, options)?),
+            None => Reader::Stream(StreamReader::open(topic, group, options)?),
         };
-        match reader {
-            Ok(reader) => {
-                let group = group.to_owned();
-                Ok(Self { topic: Arc::clone(topic), group, reader, closed: false })
-            }
-            Err(error) => {
-                topic.release_group(group);
-                Err(error)
-            }
-        }
+        Ok(Self { topic: Arc::clone(topic), reader: Some(reader) })
     }
 
     /// Hands out up to `messages_max` messages that are ready, in order. None are: the waker is
-    /// woken when it is worth looking again.
+    /// woken when it is worth looking again, and so it is at [`Subscriber::next_look`].
     ///
     /// # Errors
     /// [`ErrorKind::Corrupt`] or [`ErrorKind::Incomplete`] for a message that cannot be read: it is
     /// not stepped over, `ack_through` its seq to do so. [`ErrorKind::Closed`],
     /// [`ErrorKind::Storage`].
     pub fn poll(&mut self, messages_max: usize, waker: &Waker) -> Result<Vec<Message>> {
-        if self.closed {
-            return Err(Error::new(ErrorKind::Closed, "the subscription is closed"));
-        }
-        self.topic.shared.check_open()?;
-        match &mut self.reader {
+        match self.reader()? {
             Reader::Journal(reader) => reader.poll(messages_max, waker),
             Reader::Stream(reader) => reader.poll(messages_max, waker),
+        }
+    }
+
+    /// When a message is due again that somebody has not acknowledged, or has given back.
+    pub fn next_look(&self) -> Option<Instant> {
+        match &self.reader {
+            Some(Reader::Journal(reader)) => reader.next_look(),
+            _ => None,
         }
     }
 
@@ -220,309 +237,77 @@ impl Subscriber {
     /// # Errors
     /// [`ErrorKind::Closed`] or [`ErrorKind::Storage`].
     pub fn ack_through(&mut self, seq: u64) -> Result<()> {
-        if self.closed {
-            return Err(Error::new(ErrorKind::Closed, "the subscription is closed"));
-        }
-        match &mut self.reader {
+        match self.reader()? {
             Reader::Journal(reader) => reader.ack_through(seq),
             Reader::Stream(reader) => reader.ack_through(seq),
         }
     }
 
-    /// Ends the subscription; the group and its cursor stay. A second call does nothing.
+    /// Moves the group, with all its subscribers.
+    ///
+    /// # Errors
+    /// [`ErrorKind::SeqNotFound`] for a seq that is not there; it names the nearest.
+    /// [`ErrorKind::Unsupported`] in mode `nats`. [`ErrorKind::Closed`], [`ErrorKind::Storage`].
+    pub fn seek(&mut self, to: SeekTo) -> Result<()> {
+        match self.reader()? {
+            Reader::Journal(reader) => seek(reader.group(), to),
+            Reader::Stream(_) => {
+                let context = "mode 'nats': a stream's group cannot be moved";
+                Err(Error::new(ErrorKind::Unsupported, context))
+            }
+        }
+    }
+
+    fn reader(&mut self) -> Result<&mut Reader> {
+        self.topic.shared.check_open()?;
+        let closed = || Error::new(ErrorKind::Closed, "the subscription is closed");
+        self.reader.as_mut().ok_or_else(closed)
+    }
+
+    /// Ends the subscription; the group and its cursor stay, and what was not acknowledged is
+    /// delivered to another subscriber at once. A second call does nothing.
     pub fn close(&mut self) {
-        if !self.closed {
-            self.closed = true;
-            self.topic.release_group(&self.group);
+        self.reader = None;
+    }
+}
+
+/// Where a group goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SeekTo {
+    /// At the oldest message that is there.
+    First,
+    /// After the newest one.
+    New,
+    /// At a message, or after it.
+    Seq {
+        /// The message's seq.
+        seq: u64,
+        /// At it; false: after it.
+        inclusive: bool,
+    },
+    /// At the first message published at a time or later, or after it.
+    Time {
+        /// Milliseconds since the Unix epoch.
+        time_ms: u64,
+        /// At that time or later; false: later.
+        inclusive: bool,
+    },
+}
+
+fn seek(group: &Group, to: SeekTo) -> Result<()> {
+    let log = group.topic();
+    match to {
+        SeekTo::First => group.seek(log.first_seq()),
+        SeekTo::New => group.seek(log.next_seq()),
+        SeekTo::Time { time_ms, inclusive } => group.seek(log.seq_at(time_ms, inclusive)?),
+        SeekTo::Seq { seq, inclusive } => {
+            log.check_seq(seq)?;
+            group.seek(if inclusive { seq } else { seq + 1 })
         }
     }
 }
 
-impl Drop for Subscriber {
-    fn drop(&mut self) {
-        self.close();
-    }
-}
-
-/// One place in the read-ahead.
-enum Slot {
-    Ready(Box<Unpacking>),
-    Fetching { first_seq: u64, last_seq: u64, payload_bytes: u64, fetch: Arc<Fetch> },
-}
-
-/// A large message on its way from the stream.
-#[derive(Default)]
-struct Fetch {
-    state: Mutex<FetchState>,
-}
-
-#[derive(Default)]
-struct FetchState {
-    outcome: Option<Result<(Incoming, Headers)>>,
-    waker: Option<Waker>,
-}
-
-struct JournalReader {
-    topic: Arc<HubTopic>,
-    log: Arc<queue::Topic>,
-    cursor: Arc<GroupCursor>,
-    /// The next entry to read ahead.
-    next_seq: u64,
-    /// Messages before this seq are done by `ack_through` and not handed out.
-    skip_before: u64,
-    slots: VecDeque<Slot>,
-    slots_bytes: u64,
-}
-
-impl JournalReader {
-    fn open(
-        topic: &Arc<HubTopic>,
-        log: &Arc<queue::Topic>,
-        group: &str,
-        start: Start,
-    ) -> Result<Self> {
-        let next_seq = match log.cursor(group)? {
-            Some(saved) => saved,
-            None => {
-                let first = match start {
-                    Start::First => log.first_seq(),
-                    Start::New => log.next_seq(),
-                };
-                // Saved at once, so that retention knows about the group.
-                log.set_cursor(group, first)?;
-                first
-            }
-        };
-        Ok(Self {
-            topic: Arc::clone(topic),
-            log: Arc::clone(log),
-            cursor: Arc::new(GroupCursor::new(Arc::clone(log), group, next_seq)),
-            next_seq,
-            skip_before: next_seq,
-            slots: VecDeque::new(),
-            slots_bytes: 0,
-        })
-    }
-
-    fn poll(&mut self, messages_max: usize, waker: &Waker) -> Result<Vec<Message>> {
-        let ready = self.take_ready(messages_max)?;
-        if !ready.is_empty() {
-            return Ok(ready);
-        }
-        match self.slots.front() {
-            Some(Slot::Fetching { fetch, .. }) => {
-                let mut state = fetch.state.lock().unwrap_or_else(PoisonError::into_inner);
-                state.waker = Some(waker.clone());
-            }
-            _ => self.log.register(waker),
-        }
-        // What came between the look and the registration would wake nobody: look again.
-        self.take_ready(messages_max)
-    }
-
-    fn take_ready(&mut self, messages_max: usize) -> Result<Vec<Message>> {
-        let mut messages = Vec::new();
-        if let Err(error) = self.read_ahead()
-            && self.slots.is_empty()
-        {
-            return Err(error);
-        }
-        while messages.len() < messages_max {
-            if !self.settle_front(messages.is_empty())? {
-                break;
-            }
-            let Some(Slot::Ready(front)) = self.slots.front_mut() else { break };
-            match front.next() {
-                Some(message) if message.seq < self.skip_before => {}
-                Some(message) => messages.push(message),
-                None => self.drop_front(),
-            }
-        }
-        Ok(messages)
-    }
-
-    /// Turns a finished fetch at the front into a block. False: there is nothing ready at the
-    /// front.
-    fn settle_front(&mut self, may_fail: bool) -> Result<bool> {
-        let (first_seq, fetch) = match self.slots.front() {
-            None => return Ok(false),
-            Some(Slot::Ready(_)) => return Ok(true),
-            Some(Slot::Fetching { first_seq, fetch, .. }) => (*first_seq, Arc::clone(fetch)),
-        };
-        let mut state = fetch.state.lock().unwrap_or_else(PoisonError::into_inner);
-        match state.outcome.take() {
-            None => Ok(false),
-            Some(Ok((incoming, headers))) => {
-                let block = self.block(Route::Nats, first_seq, incoming, headers);
-                let unpacking = Unpacking::new(&self.topic.name, block)?;
-                if let Some(front) = self.slots.front_mut() {
-                    *front = Slot::Ready(Box::new(unpacking));
-                }
-                Ok(true)
-            }
-            Some(Err(error)) => {
-                // Kept, so that the next call says the same: nothing is stepped over in silence.
-                let shown = Error::new(
-                    error.kind(),
-                    format!("topic {:?}, seq {first_seq}: {error}", self.topic.name),
-                );
-                state.outcome = Some(Err(error));
-                if may_fail { Err(shown) } else { Ok(false) }
-            }
-        }
-    }
-
-    fn drop_front(&mut self) {
-        if let Some(slot) = self.slots.pop_front() {
-            self.slots_bytes = self.slots_bytes.saturating_sub(slot.bytes());
-        }
-    }
-
-    /// Reads entries until the budget is used, the journal ends, or an open intent is in the way.
-    fn read_ahead(&mut self) -> Result<()> {
-        while self.slots.len() < PREFETCH_ENTRIES_MAX && self.slots_bytes < PREFETCH_BYTES_MAX {
-            if self.next_seq >= self.log.next_seq() {
-                return Ok(());
-            }
-            let records_max = PREFETCH_ENTRIES_MAX - self.slots.len();
-            let records = self.log.read(self.next_seq, records_max, READ_BYTES_MAX)?;
-            if records.is_empty() {
-                return Ok(());
-            }
-            for record in records {
-                if record.open || self.slots_bytes >= PREFETCH_BYTES_MAX {
-                    return Ok(());
-                }
-                self.take_record(&record)?;
-            }
-            // One read a call is enough to go on with; the rest is read when these are handed out.
-            if !self.slots.is_empty() {
-                return Ok(());
-            }
-        }
-        Ok(())
-    }
-
-    fn take_record(&mut self, record: &Record) -> Result<()> {
-        if record.first_seq > self.next_seq {
-            let oldest = self.log.first_seq();
-            if oldest < record.first_seq {
-                return Err(Error::new(
-                    ErrorKind::Corrupt,
-                    format!(
-                        "topic {:?}: seqs {} to {} are missing from the log",
-                        self.topic.name,
-                        self.next_seq,
-                        record.first_seq - 1
-                    ),
-                ));
-            }
-            log::warn!(
-                "topic {:?}: retention removed seqs {} to {} before they were read",
-                self.topic.name,
-                self.next_seq,
-                record.first_seq - 1
-            );
-        }
-        let after = record.first_seq + u64::from(record.span);
-        let limit_bytes = self.topic.shared.options.message_bytes_max;
-        let entry = entry::decode(&record.value, limit_bytes).map_err(|error| {
-            let context = format!("topic {:?}, seq {}", self.topic.name, record.first_seq);
-            Error::with_source(error.kind(), context, error)
-        })?;
-        match entry {
-            Entry::Inline(messages) => {
-                let mut first_seq = record.first_seq;
-                for InlineMessage { incoming, headers } in messages {
-                    let rows = incoming.rows;
-                    let block = self.block(Route::Queue, first_seq, incoming, headers);
-                    let unpacking = Unpacking::new(&self.topic.name, block)?;
-                    self.push(Slot::Ready(Box::new(unpacking)));
-                    first_seq += u64::from(rows);
-                }
-            }
-            Entry::Stream(entry) => {
-                let first_seq = record.first_seq;
-                let payload_bytes = entry.payload_bytes;
-                let fetch = self.fetch(entry)?;
-                self.push(Slot::Fetching { first_seq, last_seq: after - 1, payload_bytes, fetch });
-            }
-            Entry::Aborted => self.cursor.ack(record.first_seq..after)?,
-        }
-        self.next_seq = after;
-        Ok(())
-    }
-
-    fn push(&mut self, slot: Slot) {
-        self.slots_bytes += slot.bytes();
-        self.slots.push_back(slot);
-    }
-
-    fn block(&self, route: Route, first_seq: u64, incoming: Incoming, headers: Headers) -> Block {
-        let acker = Acker::Journal(Arc::clone(&self.cursor));
-        Block { first_seq, seq_step: 1, route, incoming, headers: Arc::new(headers), acker }
-    }
-
-    fn fetch(&self, entry: StreamEntry) -> Result<Arc<Fetch>> {
-        let fetch = Arc::new(Fetch::default());
-        let (topic, result) = (Arc::clone(&self.topic), Arc::clone(&fetch));
-        runtime::handle()?.spawn(async move {
-            let outcome = fetch_patiently(&topic, &entry).await;
-            let mut state = result.state.lock().unwrap_or_else(PoisonError::into_inner);
-            state.outcome = Some(outcome);
-            if let Some(waker) = state.waker.take() {
-                waker.wake();
-            }
-        });
-        Ok(fetch)
-    }
-
-    fn ack_through(&mut self, seq: u64) -> Result<()> {
-        self.cursor.ack_through(seq)?;
-        self.skip_before = self.skip_before.max(seq.saturating_add(1));
-        self.next_seq = self.next_seq.max(self.skip_before);
-        // A message that cannot be fetched would stay at the front for ever.
-        while let Some(Slot::Fetching { last_seq, .. }) = self.slots.front()
-            && *last_seq < self.skip_before
-        {
-            self.drop_front();
-        }
-        Ok(())
-    }
-}
-
-impl Slot {
-    fn bytes(&self) -> u64 {
-        match self {
-            Self::Ready(unpacking) => unpacking.block.incoming.payload.len() as u64,
-            Self::Fetching { payload_bytes, .. } => *payload_bytes,
-        }
-    }
-}
-
-/// Fetches a group; waits out a server that cannot be reached, for as long as the hub is open.
-async fn fetch_patiently(topic: &HubTopic, entry: &StreamEntry) -> Result<(Incoming, Headers)> {
-    let limit_bytes = topic.shared.options.message_bytes_max;
-    let mut warned = false;
-    loop {
-        topic.shared.check_open()?;
-        let outcome = match topic.stream().await {
-            Ok(stream) => stream.fetch(&entry.id, entry.manifest_seq, limit_bytes).await,
-            Err(error) => Err(error),
-        };
-        match outcome {
-            Err(error)
-                if matches!(error.kind(), ErrorKind::NotConnected | ErrorKind::Timeout)
-                    && topic.shared.nats.is_some() =>
-            {
-                topic.shared.check_open()?;
-                if !warned {
-                    log::warn!("topic {:?}: reading {} waits: {error}", topic.name, entry.id);
-                    warned = true;
-                }
-                tokio::time::sleep(FETCH_RETRY_PAUSE).await;
-            }
-            outcome => return outcome,
-        }
-    }
+enum Reader {
+    Journal(JournalReader),
+    Stream(StreamReader),
 }

@@ -1,8 +1,7 @@
 //! One topic: its journal, its stream, and the lane that keeps frames in call order.
 
-use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
 
 use tokio::sync::{OnceCell, mpsc};
@@ -36,7 +35,6 @@ pub struct HubTopic {
     floor_seq: Arc<AtomicU64>,
     /// The producer's next seq where no journal hands them out (mode `nats`).
     pub(super) stream_next_seq: Mutex<u64>,
-    groups: Mutex<HashSet<String>>,
 }
 
 impl HubTopic {
@@ -66,7 +64,6 @@ impl HubTopic {
             stream,
             floor_seq,
             stream_next_seq: Mutex::new(1),
-            groups: Mutex::new(HashSet::new()),
         })
     }
 
@@ -107,26 +104,6 @@ impl HubTopic {
         if let Some(job) = refused {
             (job.done)(Err(Error::new(ErrorKind::Closed, "the handle is closed")));
         }
-    }
-
-    /// Reserves a subscription group for one subscriber of this process.
-    pub(super) fn claim_group(&self, group: &str) -> Result<()> {
-        let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
-        if groups.insert(group.to_owned()) {
-            return Ok(());
-        }
-        Err(Error::new(
-            ErrorKind::Config,
-            format!(
-                "subscription group {group:?} of topic {:?} already has a subscriber; \
-                 close it first or use another group",
-                self.name
-            ),
-        ))
-    }
-
-    pub(super) fn release_group(&self, group: &str) {
-        self.groups.lock().unwrap_or_else(PoisonError::into_inner).remove(group);
     }
 }
 

@@ -89,15 +89,7 @@ impl Connection {
             Err(e) => return Err(errors::request(&format!("cannot open stream {topic:?}"), e)),
         };
         let config = &stream.cached_info().config;
-        if !wanted.subjects.iter().all(|subject| config.subjects.contains(subject)) {
-            return Err(Error::new(
-                ErrorKind::Config,
-                format!(
-                    "stream {topic:?} exists with the subjects {:?}; a topic needs {:?}",
-                    config.subjects, wanted.subjects
-                ),
-            ));
-        }
+        check_subjects(topic, &wanted.subjects, &config.subjects)?;
         let message_bytes_max = usize::try_from(config.max_message_size).ok();
         Ok(JetTopic::new(
             self.client.clone(),
@@ -107,6 +99,33 @@ impl Connection {
             Arc::clone(&self.fetch_budget),
         ))
     }
+
+    /// Deletes the topic's stream; there need not be one.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] when the stream of that name has other subjects,
+    /// [`ErrorKind::Rejected`], [`ErrorKind::NotConnected`].
+    pub async fn delete_topic(&self, topic: &str) -> Result<()> {
+        validate_name("topic", topic)?;
+        let stream = match self.context.get_stream(topic).await {
+            Ok(stream) => stream,
+            Err(e) if is_missing(&e) => return Ok(()),
+            Err(e) => return Err(errors::request(&format!("cannot open stream {topic:?}"), e)),
+        };
+        check_subjects(topic, &subjects(topic), &stream.cached_info().config.subjects)?;
+        let deleted = self.context.delete_stream(topic).await;
+        deleted.map(drop).map_err(|e| errors::request(&format!("cannot delete {topic:?}"), e))
+    }
+}
+
+fn check_subjects(topic: &str, wanted: &[String], found: &[String]) -> Result<()> {
+    if wanted.iter().all(|subject| found.contains(subject)) {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Config,
+        format!("stream {topic:?} exists with the subjects {found:?}; a topic needs {wanted:?}"),
+    ))
 }
 
 fn is_missing(error: &async_nats::jetstream::context::GetStreamError) -> bool {
@@ -139,11 +158,16 @@ fn connect_options(options: &NatsOptions) -> Result<ConnectOptions> {
         .request_timeout(Some(REQUEST_TIMEOUT)))
 }
 
+/// Manifests, and the frames before them.
+fn subjects(topic: &str) -> Vec<String> {
+    vec![topic.to_owned(), format!("{topic}.frames.>")]
+}
+
 fn stream_config(topic: &str, limits: &StreamLimits) -> Config {
     let limit = |value: Option<u64>| value.and_then(|v| i64::try_from(v).ok()).unwrap_or(-1);
     Config {
         name: topic.to_owned(),
-        subjects: vec![topic.to_owned(), format!("{topic}.frames.>")],
+        subjects: subjects(topic),
         storage: StorageType::File,
         // The other policy deletes acknowledged messages that nobody has read.
         discard: DiscardPolicy::New,

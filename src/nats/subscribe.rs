@@ -23,8 +23,8 @@ use crate::nats::fetch::{complete, read_headers};
 use crate::nats::options::Start;
 use crate::nats::topic::{Inner, JetTopic};
 
-/// Until an unacknowledged message is delivered again.
-const ACK_WAIT: Duration = Duration::from_mins(1);
+/// Until an unacknowledged message is delivered again where nobody wants that: a year.
+const NO_ACK_WAIT: Duration = Duration::from_hours(365 * 24);
 /// Deliveries without an acknowledgement.
 const ACKS_OPEN_MAX: i64 = 4096;
 /// Manifests, and their bytes, that the server sends ahead.
@@ -45,8 +45,8 @@ pub struct Delivery {
     pub headers: Headers,
     /// Stream sequence of its manifest.
     pub stream_seq: u64,
-    /// It was delivered before.
-    pub redelivered: bool,
+    /// How often it was delivered, this time included.
+    pub deliveries: u32,
     /// Tells the server that it is done.
     pub ack: AckHandle,
 }
@@ -73,6 +73,14 @@ impl AckHandle {
     pub async fn nak(&self, delay: Duration) -> Result<()> {
         self.acker.ack_with(AckKind::Nak(Some(delay))).await.map_err(lost)
     }
+
+    /// Begins the server's wait anew.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotConnected`]: the message may come again.
+    pub async fn in_progress(&self) -> Result<()> {
+        self.acker.ack_with(AckKind::Progress).await.map_err(lost)
+    }
 }
 
 fn lost(error: async_nats::Error) -> Error {
@@ -98,7 +106,12 @@ impl JetTopic {
     ///
     /// # Errors
     /// [`ErrorKind::InvalidName`], [`ErrorKind::Rejected`], [`ErrorKind::NotConnected`].
-    pub async fn subscribe(&self, group: &str, start: Start) -> Result<JetSubscription> {
+    pub async fn subscribe(
+        &self,
+        group: &str,
+        start: Start,
+        ack_wait: Option<Duration>,
+    ) -> Result<JetSubscription> {
         validate_name("subscription group", group)?;
         let config = pull::Config {
             durable_name: Some(group.to_owned()),
@@ -107,7 +120,7 @@ impl JetTopic {
                 Start::New => DeliverPolicy::New,
             },
             ack_policy: AckPolicy::Explicit,
-            ack_wait: ACK_WAIT,
+            ack_wait: ack_wait.unwrap_or(NO_ACK_WAIT),
             max_ack_pending: ACKS_OPEN_MAX,
             filter_subject: self.inner.name().to_owned(),
             ..pull::Config::default()
@@ -201,7 +214,8 @@ async fn assemble(
     decode_limit_bytes: u64,
 ) -> Result<Assembled> {
     let info = message.info().map_err(lost)?;
-    let (stream_seq, redelivered) = (info.stream_sequence, info.delivered > 1);
+    let stream_seq = info.stream_sequence;
+    let deliveries = u32::try_from(info.delivered).unwrap_or(u32::MAX);
     let (message, acker) = message.split();
     let ack = AckHandle { acker: Arc::new(acker) };
     let (header, headers) = read_headers(message.headers.as_ref())?;
@@ -216,7 +230,7 @@ async fn assemble(
             incoming,
             headers,
             stream_seq,
-            redelivered,
+            deliveries,
             ack,
         }))),
         Err(error) if error.kind() == ErrorKind::Incomplete => {

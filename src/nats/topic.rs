@@ -104,6 +104,20 @@ impl JetTopic {
         Ok(info.state.last_sequence)
     }
 
+    /// Deletes everything up to and including a stream sequence.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotConnected`], [`ErrorKind::NoStream`], [`ErrorKind::Rejected`].
+    pub async fn purge_through(&self, stream_seq: u64) -> Result<()> {
+        if stream_seq == 0 {
+            return Ok(());
+        }
+        // The first that stays.
+        let first_kept = stream_seq.saturating_add(1);
+        let purged = self.inner.stream.purge().sequence(first_kept).await;
+        purged.map(|_| ()).map_err(|e| errors::request("cannot purge the stream", e))
+    }
+
     /// Groups that were asked for and were not whole, since the topic was opened.
     pub fn incomplete_count(&self) -> u64 {
         self.inner.incomplete_count.load(std::sync::atomic::Ordering::Relaxed)

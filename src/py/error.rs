@@ -21,6 +21,7 @@ fn class_name(kind: ErrorKind) -> &'static str {
         ErrorKind::BufferMutated => "BufferMutatedError",
         ErrorKind::TopicNotFound => "TopicNotFoundError",
         ErrorKind::GroupNotFound => "GroupNotFoundError",
+        ErrorKind::SeqNotFound => "SeqNotFoundError",
         ErrorKind::Locked => "LockedError",
         ErrorKind::Storage => "StorageError",
         ErrorKind::NotConnected => "NotConnectedError",

@@ -8,20 +8,22 @@ use pyo3::exceptions::PyKeyError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::error::{Error, ErrorKind};
-use crate::hybrid::{self, HubOptions, Mode, Start};
+use crate::hybrid::{self, HubOptions, Mode, SubscribeOptions};
 use crate::nats::{Auth, NatsOptions, StreamLimits};
 use crate::py::bound::ProcessBound;
 use crate::py::error::OrRaise;
 use crate::py::publisher::Publisher;
 use crate::py::subscriber::Subscriber;
-use crate::queue::Retention;
+use crate::queue::{GroupInfo, Retention};
 use crate::router::{self, RouterConfig};
+
+/// A retention: `age_ms_max`, `bytes_max`, `msgs_max`, `unacked`.
+type Limits = (Option<u64>, Option<u64>, Option<u64>, bool);
 
 /// One open directory, one open connection, or both.
 #[pyclass(frozen, module = "vecmq._native")]
 pub(crate) struct Hub {
-    inner: Arc<ProcessBound<hybrid::Hub>>,
+    pub(super) inner: Arc<ProcessBound<hybrid::Hub>>,
 }
 
 #[pymethods]
@@ -41,25 +43,26 @@ impl Hub {
 
     /// A subscriber of the topic for a subscription group. start: "first" or "new", for a new
     /// group.
+    #[expect(clippy::too_many_arguments, reason = "the options of one call")]
     fn subscribe(
         &self,
         py: Python<'_>,
         topic: &str,
         group: &str,
         start: &str,
+        ack_wait_s: Option<f64>,
+        max_deliver: Option<u32>,
+        dead_letter_topic: Option<&str>,
     ) -> PyResult<Subscriber> {
         let open = || {
-            let start = match start {
-                "first" => Start::First,
-                "new" => Start::New,
-                _ => {
-                    return Err(Error::new(
-                        ErrorKind::Config,
-                        format!("start: expected 'first' or 'new', got {start:?}"),
-                    ));
-                }
+            let hub = self.inner.get()?;
+            let options = SubscribeOptions {
+                start: start.parse()?,
+                ack_wait: ack_wait_s.and_then(|wait| Duration::try_from_secs_f64(wait).ok()),
+                deliveries_max: max_deliver,
+                dead_letters: dead_letter_topic.map(|name| hub.topic(name)).transpose()?,
             };
-            hybrid::Subscriber::open(&self.inner.get()?.topic(topic)?, group, start)
+            hybrid::Subscriber::open(&hub.topic(topic)?, group, &options)
         };
         py.detach(open).or_raise(py).map(Subscriber::new)
     }
@@ -67,6 +70,77 @@ impl Hub {
     /// The names of all topics.
     fn topics(&self, py: Python<'_>) -> PyResult<Vec<String>> {
         py.detach(|| self.inner.get()?.topics()).or_raise(py)
+    }
+
+    /// What a topic holds, and its own retention.
+    fn topic_info<'py>(&self, py: Python<'py>, topic: &str) -> PyResult<Bound<'py, PyDict>> {
+        let (info, retention) = py.detach(|| self.inner.get()?.topic_info(topic)).or_raise(py)?;
+        let out = PyDict::new(py);
+        out.set_item("first_seq", info.first_seq)?;
+        out.set_item("next_seq", info.next_seq)?;
+        out.set_item("messages", info.messages)?;
+        out.set_item("size_bytes", info.bytes)?;
+        out.set_item("file_bytes", info.file_bytes)?;
+        out.set_item("first_time_ms", info.first_time_ms)?;
+        out.set_item("last_time_ms", info.last_time_ms)?;
+        out.set_item("open", info.open)?;
+        let own = |r: Retention| (r.age_ms_max, r.bytes_max, r.msgs_max, r.unacked);
+        out.set_item("retention", retention.map(own))?;
+        Ok(out)
+    }
+
+    /// How far the groups of a topic are.
+    fn groups<'py>(&self, py: Python<'py>, topic: &str) -> PyResult<Vec<Bound<'py, PyDict>>> {
+        let groups = py.detach(|| self.inner.get()?.groups(topic)).or_raise(py)?;
+        let to_dict = |group: GroupInfo| {
+            let out = PyDict::new(py);
+            out.set_item("name", group.name)?;
+            out.set_item("next_seq", group.next_seq)?;
+            out.set_item("done_above", group.done_above)?;
+            out.set_item("lag", group.lag)?;
+            out.set_item("handed_out", group.handed_out)?;
+            out.set_item("subscribers", group.subscribers)?;
+            Ok(out)
+        };
+        groups.into_iter().map(to_dict).collect()
+    }
+
+    /// Deletes a group and its cursor.
+    fn delete_group(&self, py: Python<'_>, topic: &str, group: &str) -> PyResult<()> {
+        py.detach(|| self.inner.get()?.delete_group(topic, group)).or_raise(py)
+    }
+
+    /// Gives a topic a retention of its own; None: it has the handle's again.
+    fn set_retention(
+        &self,
+        py: Python<'_>,
+        topic: &str,
+        retention: Option<Limits>,
+    ) -> PyResult<()> {
+        let retention = retention.map(|(age_ms_max, bytes_max, msgs_max, unacked)| Retention {
+            age_ms_max,
+            bytes_max,
+            msgs_max,
+            unacked,
+        });
+        py.detach(|| self.inner.get()?.set_retention(topic, retention.as_ref())).or_raise(py)
+    }
+
+    /// Deletes what retention allows, now; returns messages and bytes.
+    fn retain(&self, py: Python<'_>) -> PyResult<(u64, u64)> {
+        let done = py.detach(|| self.inner.get()?.retain()).or_raise(py)?;
+        Ok((done.messages, done.bytes))
+    }
+
+    /// Deletes all messages of a topic; returns messages and bytes.
+    fn purge_topic(&self, py: Python<'_>, topic: &str) -> PyResult<(u64, u64)> {
+        let done = py.detach(|| self.inner.get()?.purge_topic(topic)).or_raise(py)?;
+        Ok((done.messages, done.bytes))
+    }
+
+    /// Deletes a topic, its groups and its stream.
+    fn delete_topic(&self, py: Python<'_>, topic: &str) -> PyResult<()> {
+        py.detach(|| self.inner.get()?.delete_topic(topic)).or_raise(py)
     }
 
     /// Which route a message of that size takes now, and why.

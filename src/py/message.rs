@@ -1,16 +1,18 @@
 //! Messages and receipts.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyMemoryView, PyTuple};
 
+use crate::error::{Error, ErrorKind};
 use crate::hybrid;
 use crate::py::bound::ProcessBound;
 use crate::py::buffer::Payload;
-use crate::py::error::OrRaise;
+use crate::py::error::{OrRaise, to_python};
 
 static TO_ARRAY: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 
@@ -164,6 +166,12 @@ impl Message {
         Ok(self.get(py)?.payload.len())
     }
 
+    /// How often it was delivered to the group, this time included.
+    #[getter]
+    fn deliveries(&self, py: Python<'_>) -> PyResult<u32> {
+        Ok(self.get(py)?.deliveries)
+    }
+
     /// Frames it came in.
     #[getter]
     fn frames_count(&self, py: Python<'_>) -> PyResult<u32> {
@@ -194,6 +202,23 @@ impl Message {
     fn ack(&self, py: Python<'_>) -> PyResult<()> {
         let message = self.get(py)?;
         py.detach(|| message.ack()).or_raise(py)
+    }
+
+    /// Gives the message back: it is delivered to the group again after `delay_s` seconds.
+    #[pyo3(signature = (delay_s = 0.0))]
+    fn nak(&self, py: Python<'_>, delay_s: f64) -> PyResult<()> {
+        let message = self.get(py)?;
+        let delay = Duration::try_from_secs_f64(delay_s).map_err(|_| {
+            let context = format!("delay_s: expected seconds >= 0, got {delay_s}");
+            to_python(py, &Error::new(ErrorKind::Config, context))
+        })?;
+        py.detach(|| message.nak(delay)).or_raise(py)
+    }
+
+    /// Begins the wait anew after which the message is delivered again.
+    fn in_progress(&self, py: Python<'_>) -> PyResult<()> {
+        let message = self.get(py)?;
+        py.detach(|| message.in_progress()).or_raise(py)
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {

@@ -9,6 +9,7 @@
 //! | `completions` | wakes an asyncio loop once for many finished publishes |
 //! | `wait` | blocks a thread until something is done, Ctrl-C included |
 //! | `hub`, `publisher`, `subscriber`, `message` | the classes |
+//! | `rocksmq` | directories of Milvus' `RocksMQ` (`vecmq.migrate`) |
 //! | `frames` | frames for code that brings its own connection (`vecmq.bridge`) |
 
 mod bound;
@@ -20,6 +21,7 @@ mod frames;
 mod hub;
 mod message;
 mod publisher;
+mod rocksmq;
 mod subscriber;
 mod wait;
 
@@ -58,6 +60,8 @@ mod native {
     use super::message::{Message, Receipt, ack_all, join_rows};
     #[pymodule_export]
     use super::publisher::Publisher;
+    #[pymodule_export]
+    use super::rocksmq::{RocksMq, RocksScan, check_topic_name, peek, topic_bounds};
     #[pymodule_export]
     use super::subscriber::Subscriber;
 

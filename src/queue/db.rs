@@ -28,6 +28,8 @@ pub(super) struct Db {
     inner: RwLock<Option<Open>>,
     patient: WriteOptions,
     hurried: WriteOptions,
+    patient_unsynced: WriteOptions,
+    hurried_unsynced: WriteOptions,
     syncs: bool,
     path: PathBuf,
 }
@@ -76,15 +78,18 @@ impl Db {
             [META, LOG].map(|name| ColumnFamilyDescriptor::new(name, family_options(name)));
         let rocks = Rocks::open_cf_descriptors(&options, path, families)
             .map_err(|e| open_failed(path, e))?;
-        let mut patient = WriteOptions::default();
-        patient.set_sync(sync_writes);
-        let mut hurried = WriteOptions::default();
-        hurried.set_sync(sync_writes);
-        hurried.set_no_slowdown(true);
+        let write = |sync, no_slowdown| {
+            let mut options = WriteOptions::default();
+            options.set_sync(sync);
+            options.set_no_slowdown(no_slowdown);
+            options
+        };
         Ok(Self {
             inner: RwLock::new(Some(Open { rocks: Arc::new(rocks), _lock: lock })),
-            patient,
-            hurried,
+            patient: write(sync_writes, false),
+            hurried: write(sync_writes, true),
+            patient_unsynced: write(false, false),
+            hurried_unsynced: write(false, true),
             syncs: sync_writes,
             path: path.to_owned(),
         })
@@ -117,6 +122,25 @@ impl Db {
             Pace::Patient => &self.patient,
             Pace::Hurried => &self.hurried,
         };
+        self.write_with(open, batch, options, pace)
+    }
+
+    /// Writes a batch that may wait for the next one to be synced.
+    pub(super) fn write_unsynced(&self, open: &Use, batch: WriteBatch, pace: Pace) -> Result<()> {
+        let options = match pace {
+            Pace::Patient => &self.patient_unsynced,
+            Pace::Hurried => &self.hurried_unsynced,
+        };
+        self.write_with(open, batch, options, pace)
+    }
+
+    fn write_with(
+        &self,
+        open: &Use,
+        batch: WriteBatch,
+        options: &WriteOptions,
+        pace: Pace,
+    ) -> Result<()> {
         open.rocks.write_opt(batch, options).map_err(|e| {
             if pace == Pace::Hurried && e.kind() == rocksdb::ErrorKind::Incomplete {
                 return Error::with_source(ErrorKind::Timeout, "the log wants a pause", e);

@@ -11,6 +11,10 @@
 //! column family "default"
 //!   't' topic name                    ->  topic id u32
 //!   'c' topic id u32, group name      ->  cursor: next seq u64
+//!   'a' topic id u32, group name, 0, first seq u64
+//!                                     ->  seq u64 after the last of a range that is done
+//!   'd' topic id u32, group name, 0, first seq u64
+//!                                     ->  seq u64 after the last of a range, deliveries u32
 //!   'o' topic id u32, first seq u64   ->  (empty): the record is open
 //!   'p' topic id u32, first seq u64   ->  page border: log bytes before it u64, time_ms u64,
 //!                                         value file u32 and its end u64 at that moment
@@ -32,6 +36,7 @@ pub(super) const META_TOPICS: &[u8] = b"mtopics";
 pub(super) const META_EPOCH: &[u8] = b"mepoch";
 pub(super) const META_PRODUCER: &[u8] = b"mproducer";
 pub(super) const TOPIC_PREFIX: u8 = b't';
+pub(super) const RETENTION_PREFIX: u8 = b'r';
 
 #[expect(clippy::big_endian_bytes, reason = "key order has to be number order")]
 pub(super) fn log(topic_id: u32, seq: u64) -> [u8; 12] {
@@ -65,6 +70,55 @@ pub(super) fn cursor_prefix(topic_id: u32) -> Vec<u8> {
 pub(super) fn cursor(topic_id: u32, group: &str) -> Vec<u8> {
     let mut key = cursor_prefix(topic_id);
     key.extend_from_slice(group.as_bytes());
+    key
+}
+
+pub(super) fn done_prefix(topic_id: u32, group: &str) -> Vec<u8> {
+    group_prefix(b'a', topic_id, group)
+}
+
+pub(super) fn done(topic_id: u32, group: &str, seq: u64) -> Vec<u8> {
+    with_seq(done_prefix(topic_id, group), seq)
+}
+
+pub(super) fn deliveries_prefix(topic_id: u32, group: &str) -> Vec<u8> {
+    group_prefix(b'd', topic_id, group)
+}
+
+pub(super) fn deliveries(topic_id: u32, group: &str, seq: u64) -> Vec<u8> {
+    with_seq(deliveries_prefix(topic_id, group), seq)
+}
+
+pub(super) fn encode_deliveries(end: u64, count: u32) -> [u8; 12] {
+    let mut value = [0; 12];
+    let (seq, rest) = value.split_at_mut(8);
+    seq.copy_from_slice(&end.to_le_bytes());
+    rest.copy_from_slice(&count.to_le_bytes());
+    value
+}
+
+pub(super) fn deliveries_value(value: &[u8]) -> Result<(u64, u32)> {
+    let (end, count) = value.split_first_chunk().ok_or_else(|| bad_value(value))?;
+    Ok((u64::from_le_bytes(*end), u32_value(count)?))
+}
+
+/// The seq that a group's key ends with.
+#[expect(clippy::big_endian_bytes, reason = "key order has to be number order")]
+pub(super) fn last_seq(key: &[u8]) -> Result<u64> {
+    key.last_chunk().map(|seq| u64::from_be_bytes(*seq)).ok_or_else(|| bad_value(key))
+}
+
+// No name has a zero byte: no group's keys lie between those of another.
+fn group_prefix(kind: u8, topic_id: u32, group: &str) -> Vec<u8> {
+    let mut key = prefixed(kind, &topic_prefix(topic_id));
+    key.extend_from_slice(group.as_bytes());
+    key.push(0);
+    key
+}
+
+#[expect(clippy::big_endian_bytes, reason = "key order has to be number order")]
+fn with_seq(mut key: Vec<u8>, seq: u64) -> Vec<u8> {
+    key.extend_from_slice(&seq.to_be_bytes());
     key
 }
 
@@ -114,11 +168,11 @@ pub(super) fn resized(topic_id: u32, seq: u64) -> Vec<u8> {
 
 /// The prefixes of all metadata of a topic but its name.
 pub(super) fn topic_prefixes(topic_id: u32) -> impl Iterator<Item = Vec<u8>> {
-    b"copvxrf".iter().map(move |kind| prefixed(*kind, &topic_prefix(topic_id)))
+    b"cadopvxrf".iter().map(move |kind| prefixed(*kind, &topic_prefix(topic_id)))
 }
 
 pub(super) fn retention(topic_id: u32) -> Vec<u8> {
-    prefixed(b'r', &topic_prefix(topic_id))
+    prefixed(RETENTION_PREFIX, &topic_prefix(topic_id))
 }
 
 #[expect(clippy::big_endian_bytes, reason = "key order has to be number order")]

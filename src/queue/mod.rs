@@ -12,27 +12,36 @@
 //! | `values` | large values, in files of their own |
 //! | `cache` | the last records, in memory |
 //! | `recover` | what a topic finds when its directory is opened |
-//! | `cursor` | the durable position of a subscription group |
+//! | `group` | who has which message of a subscription group, and which are done; pure |
+//! | `cursor` | subscription groups, saved |
+//! | `seek` | where a time lies in the log |
 //! | `retention` | what may be deleted, and deleting it |
+//! | `rocksmq` | reads the directories of Milvus' `RocksMQ` |
 
 mod append;
 mod cache;
 mod commit;
 mod cursor;
 mod db;
+mod group;
 mod keys;
 mod lock;
 #[expect(clippy::module_inception, reason = "the room and its main noun have one name")]
 mod queue;
 mod recover;
 mod retention;
+mod rocksmq;
+mod seek;
 mod topic;
 mod values;
 
 pub use append::Appender;
 pub use commit::AppendJob;
+pub use cursor::{Group, GroupInfo, GroupStart};
+pub use group::{Claim, SubscriberId};
 pub use queue::{Queue, QueueOptions};
 pub use retention::{Retained, Retention, TopicInfo};
+pub use rocksmq::{RocksMq, RocksPage, RocksScan, RocksTopic};
 pub use topic::{Record, Topic};
 
 /// Version of the `RocksDB` that is linked in.

@@ -148,6 +148,24 @@ impl Queue {
         self.db.write(&open, batch)
     }
 
+    /// There is a limit, for all topics or for one.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Closed`], [`ErrorKind::Storage`].
+    pub fn has_retention(&self) -> Result<bool> {
+        if !self.retention.keeps_all() {
+            return Ok(true);
+        }
+        let open = self.db.get()?;
+        Ok(!self.db.scan_prefix(&open, &[keys::RETENTION_PREFIX])?.is_empty())
+    }
+
+    /// Log bytes of all records that were appended to the topics that are open.
+    pub fn appended_bytes(&self) -> u64 {
+        let topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
+        topics.values().map(|topic| topic.tail().bytes).sum()
+    }
+
     /// Deletes what retention allows.
     ///
     /// # Errors

@@ -126,7 +126,7 @@ impl Topic {
         Ok(unread.unwrap_or(0).min(open))
     }
 
-    fn pages(&self) -> Result<Vec<Page>> {
+    pub(super) fn pages(&self) -> Result<Vec<Page>> {
         let open = self.db.get()?;
         let found = self.db.scan_prefix(&open, &keys::page_prefix(self.id))?;
         found.iter().map(|(key, value)| Page::decode(self.id, key, value)).collect()
@@ -186,6 +186,12 @@ impl Topic {
     /// [`crate::ErrorKind::TopicNotFound`], [`crate::ErrorKind::Closed`],
     /// [`crate::ErrorKind::Storage`].
     pub fn purge(&self) -> Result<Retained> {
+        let purged = self.purge_records()?;
+        self.drop_read_ahead();
+        Ok(purged)
+    }
+
+    fn purge_records(&self) -> Result<Retained> {
         self.check_exists()?;
         let _writer = self.hold_writer();
         let tail = self.tail();

@@ -1,6 +1,6 @@
 //! One topic: seqs, appends, reads, waking readers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -16,6 +16,7 @@ use crate::queue::append::{Appender, Placed, Tail};
 use crate::queue::cache::{Located, Place, TailCache};
 use crate::queue::commit::{AppendJob, Committer};
 use crate::queue::db::Db;
+use crate::queue::group::GroupState;
 use crate::queue::keys::{self, RecordHeader, Stored};
 use crate::queue::recover;
 use crate::queue::values::ValueFiles;
@@ -30,7 +31,7 @@ pub struct Record {
     pub first_seq: u64,
     /// Messages in it; they occupy `first_seq..first_seq + span`.
     pub span: u32,
-    /// When it was appended or closed, in milliseconds since the Unix epoch.
+    /// When it was appended, in milliseconds since the Unix epoch.
     pub time_ms: u64,
     /// Not complete yet.
     pub open: bool,
@@ -57,6 +58,7 @@ pub struct Topic {
     pub(super) resized: Mutex<BTreeMap<u64, i64>>,
     pub(super) deleted: AtomicBool,
     dropped_bytes: u64,
+    groups: Mutex<HashMap<String, Arc<Mutex<GroupState>>>>,
     wakers: Mutex<Vec<Waker>>,
     appended: Condvar,
 }
@@ -84,6 +86,7 @@ impl Topic {
             cache: Mutex::new(TailCache::default()),
             resized: Mutex::new(found.resized),
             deleted: AtomicBool::new(false),
+            groups: Mutex::new(HashMap::new()),
             wakers: Mutex::new(Vec::new()),
             appended: Condvar::new(),
         })
@@ -171,7 +174,11 @@ impl Topic {
         }
     }
 
-    pub(super) fn check_exists(&self) -> Result<()> {
+    /// An error, when the topic was deleted.
+    ///
+    /// # Errors
+    /// [`ErrorKind::TopicNotFound`].
+    pub fn check_exists(&self) -> Result<()> {
         if self.deleted.load(Ordering::Acquire) {
             let context = format!("topic {:?} was deleted", self.name);
             return Err(Error::new(ErrorKind::TopicNotFound, context));
@@ -183,7 +190,7 @@ impl Topic {
     ///
     /// # Errors
     /// [`ErrorKind::TopicNotFound`], [`ErrorKind::Closed`], [`ErrorKind::Storage`].
-    pub fn close_open(&self, seq: u64, span: u32, time_ms: u64, value: &[&[u8]]) -> Result<()> {
+    pub fn close_open(&self, seq: u64, span: u32, value: &[&[u8]]) -> Result<()> {
         self.check_exists()?;
         let open = self.db.get()?;
         let meta = open.meta()?;
@@ -195,6 +202,8 @@ impl Topic {
                 format!("topic {:?} has no record at seq {seq} any more", self.name),
             ));
         };
+        // Its time stays: those of the records never fall.
+        let time_ms = known.time_ms;
         let value = Bytes::from(value.concat());
         let grown = i64::try_from(value.len()).unwrap_or(i64::MAX)
             - i64::try_from(known.place.length()).unwrap_or(i64::MAX);
@@ -355,6 +364,10 @@ impl Topic {
         let wakers = std::mem::take(&mut *self.lock_wakers());
         self.appended.notify_all();
         wakers.into_iter().for_each(Waker::wake);
+    }
+
+    pub(super) fn lock_groups(&self) -> MutexGuard<'_, HashMap<String, Arc<Mutex<GroupState>>>> {
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock_wakers(&self) -> MutexGuard<'_, Vec<Waker>> {

@@ -193,18 +193,22 @@ def build_worker(target: Path, rocksdb: Path) -> Path:
     """Returns the worker's path, after `go build`."""
     say("milvus-worker: go build")
     worker = target / "milvus-worker"
+    command = ["go", "build", "-trimpath", "-buildvcs=false"]
+    command += ["-ldflags", f"-s -w -X main.rocksdbVersion={rocksdb_version()}"]
+    run([*command, "-o", str(worker), "."], HERE, link_variables(rocksdb))
+    return worker
+
+
+def link_variables(rocksdb: Path) -> dict[str, str]:
+    """Returns the variables with which `go build` links RocksDB's archives."""
     libraries = " ".join(f"-l{archive[3:-2]}" for archive in ARCHIVES)
-    variables = {
+    return {
         "CGO_ENABLED": "1",
         "CGO_CFLAGS": f"-O2 -I{rocksdb / 'include'}",
         "CGO_LDFLAGS": f"-L{rocksdb} {libraries} -lstdc++ -lm -ldl -lpthread",
         # Milvus' binding asks pkg-config for RocksDB; all that it needs is above.
         "PKG_CONFIG": shutil.which("true") or "true",
     }
-    command = ["go", "build", "-trimpath", "-buildvcs=false"]
-    command += ["-ldflags", f"-s -w -X main.rocksdbVersion={rocksdb_version()}"]
-    run([*command, "-o", str(worker), "."], HERE, variables)
-    return worker
 
 
 def linked_versions(worker: Path) -> dict[str, str]:

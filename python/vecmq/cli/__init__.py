@@ -35,6 +35,7 @@ from vecmq.cli.base import (
 from vecmq.cli.bench import bench
 from vecmq.cli.demo import demo
 from vecmq.cli.pub import pub
+from vecmq.cli.queue import queue
 from vecmq.cli.serve import serve
 from vecmq.cli.sub import sub
 from vecmq.errors import (
@@ -46,7 +47,7 @@ from vecmq.errors import (
     ServerError,
 )
 
-__all__ = ["app", "bench", "demo", "main", "pub", "serve", "sub"]
+__all__ = ["app", "bench", "demo", "main", "pub", "queue", "serve", "sub"]
 
 
 @app.meta.default
