@@ -27,7 +27,6 @@ __all__ = [
     "topic_bounds",
 ]
 
-
 _Limits: TypeAlias = tuple[int | None, int | None, int | None, bool]
 
 def build_info() -> dict[str, Any]:

@@ -41,10 +41,17 @@ fn build_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     Ok(info)
 }
 
+/// Runs in a forked child before anything else of it.
+#[pyfunction]
+fn after_fork() {
+    bound::look();
+}
+
 /// The Rust core of vecmq.
 #[pymodule(name = "_native")]
 mod native {
     use pyo3::prelude::*;
+    use pyo3::types::PyDict;
 
     #[pymodule_export]
     use super::buffer::Payload;
@@ -66,8 +73,12 @@ mod native {
     use super::subscriber::Subscriber;
 
     #[pymodule_init]
-    #[expect(clippy::unnecessary_wraps, reason = "the signature is fixed")]
-    fn init(_module: &Bound<'_, PyModule>) -> PyResult<()> {
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        let py = module.py();
+        super::bound::look();
+        let hooks = PyDict::new(py);
+        hooks.set_item("after_in_child", wrap_pyfunction!(super::after_fork, module)?)?;
+        py.import("os")?.call_method("register_at_fork", (), Some(&hooks))?;
         // Fails only when a logger is set already, which is then the one to use.
         drop(pyo3_log::try_init());
         Ok(())

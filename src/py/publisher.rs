@@ -141,7 +141,7 @@ impl Publisher {
         let now = Instant::now();
         let deadline = wait::deadline(timeout_s).unwrap_or(now + NO_LIMIT);
         let bytes: usize = submissions.iter().map(|one| one.payload.len()).sum();
-        if bytes <= HELD_BYTES_MAX && topic.takes_at_once() {
+        if bytes <= HELD_BYTES_MAX && (wait == Wait::Never || topic.takes_at_once()) {
             return topic.publish(submissions, route, deadline, Wait::Never, done).or_raise(py);
         }
         // The last reference is let go where the interpreter is held: each would take it else.
