@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::str::FromStr;
 
-use crc_fast::{CrcAlgorithm, Digest};
+use crc_fast::CrcAlgorithm;
 use zstd::bulk::{Compressor, Decompressor};
 use zstd::zstd_safe::{
     CParameter, ParamSwitch, find_frame_compressed_size, get_frame_content_size,
@@ -73,8 +73,9 @@ pub fn checksum(bytes: &[u8]) -> u32 {
 }
 
 /// [`checksum`] of pieces that come one after the other.
+#[cfg(feature = "queue")]
 pub(crate) fn checksum_of<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> u32 {
-    let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
+    let mut digest = crc_fast::Digest::new(CrcAlgorithm::Crc32Iscsi);
     pieces.into_iter().for_each(|piece| digest.update(piece));
     u32::try_from(digest.finalize()).unwrap_or(0)
 }

@@ -118,7 +118,7 @@ fn dtype_name(format: &[u8], itemsize: usize) -> Option<&'static str> {
 }
 
 /// The class numpy.ndarray, where numpy is imported: else no payload is one.
-fn ndarray<'py>(py: Python<'py>) -> PyResult<Option<&'py Bound<'py, PyType>>> {
+fn ndarray(py: Python<'_>) -> PyResult<Option<&Bound<'_, PyType>>> {
     if NDARRAY.get(py).is_none() {
         let modules = py.import("sys")?.getattr("modules")?.cast_into::<PyDict>()?;
         let Some(numpy) = modules.get_item("numpy")? else { return Ok(None) };
@@ -129,7 +129,7 @@ fn ndarray<'py>(py: Python<'py>) -> PyResult<Option<&'py Bound<'py, PyType>>> {
     Ok(NDARRAY.get(py).map(|class| class.bind(py)))
 }
 
-fn prepare<'py>(py: Python<'py>) -> PyResult<&'py Bound<'py, PyAny>> {
+fn prepare(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
     let found = PREPARE.get_or_try_init(py, || {
         py.import("vecmq._messages")?.getattr("prepare").map(Bound::unbind)
     })?;
