@@ -166,6 +166,9 @@ impl Hub {
         let topics = Mutex::new(HashMap::new());
         let hub = Self { shared, topics, retaining: AtomicBool::new(false) };
         hub.recover()?;
+        if let Some(queue) = &hub.shared.queue {
+            queue.retain(unix_ms())?;
+        }
         hub.start_retention()?;
         Ok(hub)
     }

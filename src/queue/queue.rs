@@ -173,13 +173,26 @@ impl Queue {
     pub fn retain(&self, now_ms: u64) -> Result<Retained> {
         let mut all = Retained::default();
         for name in self.topics()? {
-            let own = self.topic_retention(&name)?;
-            let retention = own.as_ref().unwrap_or(&self.retention);
-            let one = self.topic(&name)?.retain(retention, now_ms)?;
-            all.messages += one.messages;
-            all.bytes += one.bytes;
+            match self.retain_topic(&name, now_ms) {
+                Ok(one) => {
+                    all.messages += one.messages;
+                    all.bytes += one.bytes;
+                }
+                // It was deleted meanwhile.
+                Err(error) if error.kind() == ErrorKind::TopicNotFound => {}
+                Err(error) => return Err(error),
+            }
         }
         Ok(all)
+    }
+
+    fn retain_topic(&self, name: &str, now_ms: u64) -> Result<Retained> {
+        let own = self.topic_retention(name)?;
+        let retention = own.as_ref().unwrap_or(&self.retention);
+        if retention.keeps_all() {
+            return Ok(Retained::default());
+        }
+        self.existing_topic(name)?.retain(retention, now_ms)
     }
 
     /// Writes everything out and lets go of the directory; later calls end with

@@ -293,7 +293,9 @@ impl Topic {
         let open = self.db.get()?;
         let log = open.log()?;
         let mut options = ReadOptions::default();
-        options.set_iterate_lower_bound(keys::log(self.id, 0));
+        let first_seq = self.first_seq();
+        let from_seq = from_seq.max(first_seq);
+        options.set_iterate_lower_bound(keys::log(self.id, first_seq));
         options.set_iterate_upper_bound(keys::log(self.id, end));
         options.set_readahead_size(READ_AHEAD_BYTES);
         let mut iterator = open.rocks.raw_iterator_cf_opt(&log, options);
