@@ -23,9 +23,11 @@ use bytes::Bytes;
 use common::KIB;
 use common::dense;
 use vecmq::frame::{Codec, Headers, Layout};
-use vecmq::hybrid::{Hub, HubOptions, HubTopic, Mode, Start, Submission, Subscriber, Wait};
+use vecmq::hybrid::{
+    Hub, HubOptions, HubTopic, Mode, Submission, SubscribeOptions, Subscriber, Wait,
+};
 use vecmq::nats::StreamLimits;
-use vecmq::queue::Retention;
+use vecmq::queue::{GroupStart, Retention};
 use vecmq::router::RouterConfig;
 
 const CALL_MESSAGES: usize = 512;
@@ -54,7 +56,7 @@ fn main() {
     }
     let [messages, rows, file] = seconds;
     let line = serde_json::json!({"messages_s": messages, "rows_s": rows, "file_s": file});
-    writeln!(std::io::stdout(), "{line}").unwrap();
+    std::io::stdout().write_all(format!("{line}\n").as_bytes()).unwrap();
 }
 
 fn warmed(run: impl FnOnce() -> Duration) -> Duration {
@@ -101,7 +103,17 @@ fn journal(messages: &Bytes, rows: bool) -> Duration {
     })
     .unwrap();
     let topic = hub.topic("bench").unwrap();
-    let subscriber = Subscriber::open(&topic, "bench", Start::First).unwrap();
+    let subscriber = Subscriber::open(
+        &topic,
+        "bench",
+        &SubscribeOptions {
+            start: GroupStart::First,
+            ack_wait: None,
+            deliveries_max: None,
+            dead_letters: None,
+        },
+    )
+    .unwrap();
     let count = (messages.len() / MESSAGE_BYTES) as u64;
     let started = Instant::now();
     let reader = std::thread::spawn(move || receive(subscriber, count));

@@ -20,9 +20,9 @@ use crate::router::Route;
 /// Stands for "no limit": a publish that may wait for ever.
 const NO_LIMIT: Duration = Duration::from_hours(10 * 365 * 24);
 
-/// Payload bytes that are written with the interpreter held. To let go of it and get it back costs
-/// more than the write of a small message: behind a subscriber's thread it was 17 us, of which the
-/// write took 3.
+/// Payload bytes that are written with the interpreter held. To let go of it and wait for it again
+/// costs more than to write a small message: one a call, with a subscriber in a second thread, took
+/// 0.84 of rocksq's time that way and takes 0.30.
 const HELD_BYTES_MAX: usize = 64 << 10;
 
 /// One message that ended, by its index in the call.
