@@ -19,8 +19,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help build-dev build-prod demo lint format test test-core test-rust test-python test-slow \
-        test-kills \
-        bench bench-smoke bench-rust bench-python bench-instructions peers fuzz check clean \
+        test-kills bench bench-queue bench-smoke bench-rust bench-python bench-instructions \
+        peers fuzz check clean \
         venv-demo venv-check
 
 help:  ## Show this
@@ -88,9 +88,14 @@ test-kills: venv-check build-prod  ## The faults of the queue, long: prints what
 bench: build-prod  ## The four workloads on queue, nats and hybrid
 	.venv/bin/vecmq bench table1
 
+BENCH_QUEUE ?=
+bench-queue: venv-check build-prod  ## The queue's goals against its peers (needs make peers)
+	$(RUN) $(VENV_PYTHON) benches/queue_goals $(BENCH_QUEUE)
+
 bench-smoke: venv-check build-prod bench-instructions
 	.venv/bin/vecmq bench table1 --scale 0.1
 	$(RUN) cargo bench --locked --bench frame --bench router --bench queue -- --test
+	$(RUN) $(VENV_PYTHON) benches/queue_goals --scale 0.01 --rounds 1
 	$(VENV_PYTHON) -m pytest benches/python --benchmark-disable
 
 bench-rust: venv-demo  ## Micro-benchmarks of frame, router and queue (criterion)

@@ -28,10 +28,6 @@ __all__ = [
     "topic_bounds",
 ]
 
-_Item: TypeAlias = tuple[
-    Any, bool, str | None, int, Sequence[int] | None, int, list[tuple[str, str]] | None
-]
-
 _Limits: TypeAlias = tuple[int | None, int | None, int | None, bool]
 
 def build_info() -> dict[str, Any]:
@@ -228,7 +224,7 @@ class Publisher:
 
     def publish(
         self,
-        items: Sequence[_Item],
+        items: list[object],
         route: str | None,
         timeout_s: float | None,
         completions: Completions,
@@ -236,7 +232,7 @@ class Publisher:
     ) -> list[Receipt | None]:
         """Publishes for an asyncio loop."""
     def publish_wait(
-        self, items: Sequence[_Item], route: str | None, timeout_s: float | None
+        self, items: list[object], route: str | None, timeout_s: float | None
     ) -> list[Receipt]:
         """Publishes and blocks until every receipt is there."""
 

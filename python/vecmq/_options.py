@@ -157,7 +157,7 @@ def check_timeout(timeout_s: float | None, name: str = "timeout_s") -> None:
     Raises:
         ConfigError: It is not a positive number.
     """
-    if timeout_s is None:
+    if timeout_s is None or timeout_s is TIMEOUT_S:
         return
     is_number = isinstance(timeout_s, (int, float)) and not isinstance(timeout_s, bool)
     if not is_number or math.isnan(timeout_s) or timeout_s <= 0:

@@ -170,6 +170,10 @@ class Publisher:
         loop.check()
         token = loop.tokens(len(items))
         receipts = self._native.publish(items, route, timeout_s, loop.native, token)
+        if len(receipts) == 1:  # a gather of one costs as much as all the rest
+            receipt = receipts[0] or await loop.future(token)
+            assert receipt is not None  # a publish ends with one, or with an error
+            return [receipt]
         pending = {
             index: loop.future(token + index)
             for index, receipt in enumerate(receipts)

@@ -72,6 +72,14 @@ pub fn checksum(bytes: &[u8]) -> u32 {
     u32::try_from(crc_fast::checksum(CrcAlgorithm::Crc32Iscsi, bytes)).unwrap_or(0)
 }
 
+/// [`checksum`] of pieces that come one after the other.
+#[cfg(feature = "queue")]
+pub(crate) fn checksum_of<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> u32 {
+    let mut digest = crc_fast::Digest::new(CrcAlgorithm::Crc32Iscsi);
+    pieces.into_iter().for_each(|piece| digest.update(piece));
+    u32::try_from(digest.finalize()).unwrap_or(0)
+}
+
 /// Codes a chunk. None: it does not shrink, send it raw.
 ///
 /// # Errors
