@@ -7,10 +7,12 @@
 //! | `bound` | handles that a forked child must neither use nor drop |
 //! | `completions` | wakes an asyncio loop once for many finished publishes |
 //! | `wait` | blocks a thread until something is done, Ctrl-C included |
+//! | `attach` | directories that other processes own |
 //! | `hub`, `publisher`, `subscriber`, `message` | the classes |
 //! | `rocksmq` | directories of Milvus' `RocksMQ` (`vecmq.migrate`) |
 //! | `frames` | frames for code that brings its own connection (`vecmq.bridge`) |
 
+mod attach;
 mod bound;
 mod buffer;
 mod completions;
@@ -44,6 +46,8 @@ fn build_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
 mod native {
     use pyo3::prelude::*;
 
+    #[pymodule_export]
+    use super::attach::Attached;
     #[pymodule_export]
     use super::buffer::Payload;
     #[pymodule_export]
