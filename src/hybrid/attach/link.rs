@@ -22,8 +22,36 @@ use crate::hybrid::subscribe::{Message, SeekTo, Unpacking};
 /// A wish is repeated after so long, or the owner takes it that the caller has given up.
 const WANT_AGAIN: Duration = Duration::from_millis(500);
 
-/// The connection of one subscription.
-pub(in crate::hybrid) struct Link {
+/// Held by the subscriber and its messages; the connection ends with the last of them, so that
+/// messages can be acknowledged after their subscriber is closed.
+pub(in crate::hybrid) struct Link(Arc<Channel>);
+
+impl Link {
+    /// Marks messages done. They are when the owner reads this, whatever becomes of this process.
+    pub(in crate::hybrid) fn ack(&self, seqs: &[Range<u64>]) -> Result<()> {
+        for some in seqs.chunks(RANGES_MAX) {
+            self.0.tell(&Request::Ack(some.to_vec()))?;
+        }
+        Ok(())
+    }
+
+    pub(in crate::hybrid) fn nak(&self, seqs: Range<u64>, delay: Duration) -> Result<()> {
+        self.0.tell(&Request::Nak { seqs, delay })
+    }
+
+    pub(in crate::hybrid) fn in_progress(&self, seqs: Range<u64>) -> Result<()> {
+        self.0.tell(&Request::Extend(vec![seqs]))
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.0.end(Error::new(ErrorKind::Closed, "the subscription is closed"));
+    }
+}
+
+/// The connection, shared with the thread that reads from it.
+struct Channel {
     peer: Peer,
     /// Named in errors.
     place: String,
@@ -48,23 +76,7 @@ struct State {
     ended: Option<Error>,
 }
 
-impl Link {
-    /// Marks messages done. They are when the owner reads this, whatever becomes of this process.
-    pub(in crate::hybrid) fn ack(&self, seqs: &[Range<u64>]) -> Result<()> {
-        for some in seqs.chunks(RANGES_MAX) {
-            self.tell(&Request::Ack(some.to_vec()))?;
-        }
-        Ok(())
-    }
-
-    pub(in crate::hybrid) fn nak(&self, seqs: Range<u64>, delay: Duration) -> Result<()> {
-        self.tell(&Request::Nak { seqs, delay })
-    }
-
-    pub(in crate::hybrid) fn in_progress(&self, seqs: Range<u64>) -> Result<()> {
-        self.tell(&Request::Extend(vec![seqs]))
-    }
-
+impl Channel {
     /// Sends what is not answered, unless an earlier one has failed.
     fn tell(&self, request: &Request) -> Result<()> {
         {
@@ -208,18 +220,18 @@ impl RemoteReader {
         joining: Joining,
         reply_bytes_max: u64,
     ) -> Result<Self> {
-        let link =
-            Arc::new(Link { peer, place, state: Mutex::default(), answered: Condvar::new() });
-        let own = Arc::clone(&link);
+        let channel =
+            Arc::new(Channel { peer, place, state: Mutex::default(), answered: Condvar::new() });
+        let link = Arc::new(Link(Arc::clone(&channel)));
         thread::Builder::new()
             .name("vecmq-attach-read".to_owned())
-            .spawn(move || own.read(reply_bytes_max))
+            .spawn(move || channel.read(reply_bytes_max))
             .map_err(|e| Error::with_source(ErrorKind::Storage, "cannot start a thread", e))?;
         let (topic, ack_wait) = (Arc::from(joining.topic.as_str()), joining.ack_wait);
         let wanted_at = Instant::now();
         // From here on dropping it ends the thread.
         let reader = Self { link, topic, ack_wait, ready: VecDeque::new(), last_id: 0, wanted_at };
-        reader.link.ask(&Request::Subscribe(joining))?;
+        reader.link.0.ask(&Request::Subscribe(joining))?;
         Ok(reader)
     }
 
@@ -233,7 +245,7 @@ impl RemoteReader {
             return Ok(ready);
         }
         let want = {
-            let mut state = self.link.lock();
+            let mut state = self.link.0.lock();
             state.check()?;
             if let Some(error) = state.unsaved.take().or_else(|| state.unreadable.take()) {
                 return Err(error);
@@ -257,7 +269,7 @@ impl RemoteReader {
         if let Some(id) = want {
             self.wanted_at = Instant::now();
             let messages = u32::try_from(messages_max).unwrap_or(u32::MAX).min(MESSAGES_MAX);
-            self.link.send(&Request::Want { id, messages })?;
+            self.link.0.send(&Request::Want { id, messages })?;
         }
         self.take_ready(messages_max)
     }
@@ -286,7 +298,7 @@ impl RemoteReader {
 
     /// Makes messages of the next run; false: none has come.
     fn unpack(&mut self) -> Result<bool> {
-        let Some((run, came)) = self.link.lock().runs.pop_front() else { return Ok(false) };
+        let Some((run, came)) = self.link.0.lock().runs.pop_front() else { return Ok(false) };
         let block = run.into_block(Acker::Remote(Arc::clone(&self.link)))?;
         let mut unpacking = Unpacking::new(&self.topic, block)?;
         while let Some(message) = unpacking.next() {
@@ -301,17 +313,17 @@ impl RemoteReader {
     }
 
     pub(in crate::hybrid) fn ack_through(&mut self, seq: u64) -> Result<()> {
-        self.link.ask(&Request::AckThrough { seq })?;
+        self.link.0.ask(&Request::AckThrough { seq })?;
         while self.unpack()? {}
         self.ready.retain(|(message, _)| message.seq > seq);
         Ok(())
     }
 
     pub(in crate::hybrid) fn seek(&mut self, to: SeekTo) -> Result<()> {
-        let before = self.link.lock().generation;
+        let before = self.link.0.lock().generation;
         let generation = before.wrapping_add(1);
-        self.link.ask(&Request::Seek { to, generation })?;
-        let mut state = self.link.lock();
+        self.link.0.ask(&Request::Seek { to, generation })?;
+        let mut state = self.link.0.lock();
         state.generation = generation;
         state.runs.clear();
         self.ready.clear();
@@ -321,7 +333,7 @@ impl RemoteReader {
 
 impl Drop for RemoteReader {
     fn drop(&mut self) {
-        let context = "the subscription is closed";
-        self.link.end(Error::new(ErrorKind::Closed, context));
+        // Where the owner has gone, nobody has to know.
+        let _ = self.link.0.send(&Request::Leave);
     }
 }

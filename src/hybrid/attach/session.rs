@@ -80,8 +80,7 @@ impl Session {
         let outcome = reply(&self.peer, &Reply::Done).and_then(|()| self.take_requests(&sending));
         // A write that nobody reads ends with it.
         self.peer.shutdown();
-        self.wanted().has_ended = true;
-        self.subscriber().close();
+        self.leave();
         sending.thread().unpark();
         // A thread that panicked has ended too.
         let _ = sending.join();
@@ -124,10 +123,20 @@ impl Session {
                     self.answer(done)?;
                     sending.thread().unpark();
                 }
+                Request::Leave => {
+                    self.leave();
+                    sending.thread().unpark();
+                }
                 _ => return Err(Error::new(ErrorKind::Corrupt, "attach: subscribed already")),
             }
         }
         Ok(())
+    }
+
+    /// What was handed out and not acknowledged is due at once.
+    fn leave(&self) {
+        self.wanted().has_ended = true;
+        self.subscriber().close();
     }
 
     fn answer(&self, done: Result<()>) -> Result<()> {

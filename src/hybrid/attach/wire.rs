@@ -109,6 +109,8 @@ pub(super) enum Request {
         to: SeekTo,
         generation: u32,
     },
+    /// The subscriber is closed; its messages can still be acknowledged.
+    Leave,
 }
 
 impl Request {
@@ -164,6 +166,7 @@ impl Request {
                 out.u32(*generation);
                 11
             }
+            Self::Leave => 12,
         };
         (kind, out.0)
     }
@@ -207,6 +210,7 @@ impl Request {
                 };
                 Self::Seek { to, generation: input.u32()? }
             }
+            12 => Self::Leave,
             _ => return Err(Error::new(ErrorKind::Unsupported, format!("attach: request {kind}"))),
         };
         input.end()?;
