@@ -86,6 +86,7 @@ fn check(bytes: &[u8], mut next: u64) -> u64 {
 fn journal(messages: &Bytes, rows: bool) -> Duration {
     let directory = tempfile::tempdir().unwrap();
     let hub = Hub::open(HubOptions {
+        attach: false,
         mode: Mode::Queue,
         queue_path: Some(directory.path().join("log")),
         nats: None,

@@ -38,7 +38,7 @@ pub enum ErrorKind {
     Locked,
     /// The store refused a read or a write.
     Storage,
-    /// No connection to the NATS server.
+    /// No connection to the NATS server, or to the process that owns an attached directory.
     NotConnected,
     /// No JetStream stream listens on the subject.
     NoStream,

@@ -21,7 +21,7 @@ TWINS = {
     "__aiter__": "__iter__",
     "__anext__": "__next__",
 }
-CLASSES = ["Handle", "Publisher", "Subscriber"]
+CLASSES = ["AttachedHandle", "Handle", "Publisher", "Subscriber"]
 
 
 @pytest.mark.timeout(300)  # mypy reads numpy's stubs first
@@ -74,8 +74,10 @@ def test_classes_have_the_same_members(name: str) -> None:
             assert parameters(ours) == parameters(theirs), member
 
 
-def test_open_takes_the_same_arguments() -> None:
-    assert parameters(vecmq.aio.open) == parameters(vecmq.sync.open)
+@pytest.mark.parametrize("function", ["attach", "open"])
+def test_functions_take_the_same_arguments(function: str) -> None:
+    ours, theirs = getattr(vecmq.aio, function), getattr(vecmq.sync, function)
+    assert parameters(ours) == parameters(theirs)
 
 
 @pytest.mark.parametrize("module", [vecmq.aio, vecmq.sync])

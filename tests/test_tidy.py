@@ -50,7 +50,8 @@ PYTHON_ROWS: list[set[str]] = [
     {"errors", "_native", "_cache"},
     {"retention", "integrity", "_payload", "_batch", "_messages", "_watchdog", "_server_process"},
     {"server", "_server_store", "config", "_config_keys"},
-    {"aio", "sync", "bridge", "reader", "_options", "_context", "_admin", "_loop"},
+    {"aio", "sync", "bridge", "reader", "_options", "_context", "_admin", "_loop"}
+    | {"_attached", "_attach_aio", "_attach_sync"},
     {"__init__"},
     {"bench", "demo", "migrate"},
     {"cli", "__main__"},

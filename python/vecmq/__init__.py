@@ -22,7 +22,14 @@ from vecmq._admin import Deleted, GroupInfo, TopicInfo
 from vecmq._batch import Batch
 from vecmq._native import Explanation, Message, Receipt, build_info
 from vecmq._options import NatsOptions
-from vecmq.aio import Handle, Publisher, Subscriber, open  # noqa: A004 - the module's verb
+from vecmq.aio import (
+    AttachedHandle,
+    Handle,
+    Publisher,
+    Subscriber,
+    attach,
+    open,  # noqa: A004 - the module's verb
+)
 from vecmq.errors import (
     BufferMutatedError,
     ClosedError,
@@ -59,6 +66,7 @@ if TYPE_CHECKING:
     from vecmq.bridge import wrap
 
 __all__ = [
+    "AttachedHandle",
     "Batch",
     "BufferMutatedError",
     "CheckReport",
@@ -100,6 +108,7 @@ __all__ = [
     "TopicInfo",
     "TopicNotFoundError",
     "UnsupportedError",
+    "attach",
     "build_info",
     "check",
     "open",

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias, final
 from numpy.typing import NDArray
 
 __all__ = [
+    "Attached",
     "Completions",
     "Explanation",
     "GroupAssembler",
@@ -54,6 +55,30 @@ def make_frames(
     codec: str,
 ) -> list[tuple[list[tuple[str, str]], Payload]]:
     """Cuts one payload into frames. A raw body is a view of the payload, not a copy."""
+
+@final
+class Attached:
+    """A directory that another process owns, open for subscribers of this one."""
+
+    def __new__(cls, queue_path: str | PathLike[str], message_bytes_max: int) -> Attached: ...
+    def subscribe(
+        self,
+        topic: str,
+        group: str,
+        start: str,
+        ack_wait_s: float | None,
+        max_deliver: int | None,
+        dead_letter_topic: str | None,
+    ) -> Subscriber:
+        """A subscriber of the topic for a subscription group, as Hub.subscribe."""
+    def topics(self) -> list[str]:
+        """The names of all topics."""
+    def topic_info(self, topic: str) -> dict[str, Any]:
+        """What a topic holds, and its own retention."""
+    def groups(self, topic: str) -> list[dict[str, Any]]:
+        """How far the groups of a topic are."""
+    def close(self) -> None:
+        """Ends the connection. A second call does nothing."""
 
 @final
 class Payload:

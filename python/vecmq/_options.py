@@ -76,6 +76,7 @@ class OpenOptions:
     level: Level
     message_bytes_max: int
     retention: Retention
+    attach: bool
 
 
 def check_options(
@@ -88,6 +89,7 @@ def check_options(
     level: Level,
     message_bytes_max: int,
     retention: Retention | None,
+    attach: bool,
 ) -> OpenOptions:
     """Check the arguments of `open` before anything is made.
 
@@ -97,10 +99,7 @@ def check_options(
     _one_of("mode", mode, MODES)
     _one_of("codec", codec, CODECS)
     _one_of("level", level, LEVELS)
-    if not isinstance(message_bytes_max, int) or not 1 <= message_bytes_max <= 1 << 40:
-        raise ConfigError(
-            f"message_bytes_max: expected 1 to {1 << 40} bytes, got {message_bytes_max!r}"
-        )
+    check_message_bytes(message_bytes_max)
     if threshold_bytes is not None and not (
         isinstance(threshold_bytes, int) and 0 <= threshold_bytes <= 1 << 40
     ):
@@ -118,6 +117,8 @@ def check_options(
             "level: 'durable' needs a server that syncs before it acknowledges, "
             "which cannot be seen from a client; use the embedded server (nats=None)"
         )
+    if not isinstance(attach, bool):
+        raise ConfigError(f"attach: expected True or False, got {attach!r}")
     if nats is not None:
         check_timeout(nats.connect_timeout_s, "connect_timeout_s")
     return OpenOptions(
@@ -129,7 +130,20 @@ def check_options(
         level=level,
         message_bytes_max=message_bytes_max,
         retention=retention or Retention(),
+        attach=attach,
     )
+
+
+def check_message_bytes(message_bytes_max: int) -> None:
+    """Check the size of the largest message.
+
+    Raises:
+        ConfigError: It is out of its range.
+    """
+    if not isinstance(message_bytes_max, int) or not 1 <= message_bytes_max <= 1 << 40:
+        raise ConfigError(
+            f"message_bytes_max: expected 1 to {1 << 40} bytes, got {message_bytes_max!r}"
+        )
 
 
 def from_url(url: str) -> NatsOptions:
@@ -270,6 +284,7 @@ class Stores:
             "msgs_max": retention.msgs_max,
             "unacked": retention.unacked,
             "replicas": 1,
+            "attach": options.attach,
         }
 
     @staticmethod

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from vecmq.retention import Retention
     from vecmq.server import EmbeddedServer
 
-__all__ = ["Handle", "Publisher", "Subscriber", "open"]
+__all__ = ["AttachedHandle", "Handle", "Publisher", "Subscriber", "attach", "open"]
 
 # Messages that iteration takes from the core at a time.
 _ITERATE_MSGS = 512
@@ -549,6 +549,7 @@ def open(
     level: Level = "stored",
     message_bytes_max: int = MESSAGE_BYTES_MAX,
     retention: Retention | None = None,
+    attach: bool = True,
 ) -> _Opening:
     """Open a directory and a connection: ``async with open(...)`` or ``await open(...)``.
 
@@ -564,6 +565,7 @@ def open(
             cut.
         message_bytes_max: Largest payload in bytes, published or received.
         retention: What may be deleted; None keeps everything.
+        attach: Other processes of this user may subscribe through this one (see `attach`).
 
     Returns:
         Something to await or to enter; it gives a Handle.
@@ -587,5 +589,10 @@ def open(
         level=level,
         message_bytes_max=message_bytes_max,
         retention=retention,
+        attach=attach,
     )
     return _Opening(options)
+
+
+# At the end: it takes Subscriber from here.
+from vecmq._attach_aio import AttachedHandle, attach  # noqa: E402

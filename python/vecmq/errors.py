@@ -121,7 +121,7 @@ class NatsError(Error, ConnectionError):
 
 
 class NotConnectedError(NatsError):
-    """No connection to the NATS server."""
+    """No connection to the NATS server, or to the process that owns an attached directory."""
 
 
 class NoStreamError(NatsError):

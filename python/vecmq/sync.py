@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from vecmq.retention import Retention
     from vecmq.server import EmbeddedServer
 
-__all__ = ["Handle", "Publisher", "Subscriber", "open"]
+__all__ = ["AttachedHandle", "Handle", "Publisher", "Subscriber", "attach", "open"]
 
 # Messages that iteration takes from the core at a time.
 _ITERATE_MSGS = 512
@@ -455,6 +455,7 @@ def open(
     level: Level = "stored",
     message_bytes_max: int = MESSAGE_BYTES_MAX,
     retention: Retention | None = None,
+    attach: bool = True,
 ) -> Handle:
     """Open a directory and a connection; use it in ``with`` or close it by hand.
 
@@ -469,6 +470,7 @@ def open(
         level: What receipts promise: "stored" or "durable".
         message_bytes_max: Largest payload in bytes, published or received.
         retention: What may be deleted; None keeps everything.
+        attach: Other processes of this user may subscribe through this one (see `attach`).
 
     Returns:
         A Handle.
@@ -490,5 +492,10 @@ def open(
         level=level,
         message_bytes_max=message_bytes_max,
         retention=retention,
+        attach=attach,
     )
     return Handle(Stores(options))
+
+
+# At the end: it takes Subscriber from here.
+from vecmq._attach_sync import AttachedHandle, attach  # noqa: E402

@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::iter;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::error::Result;
+use crate::hybrid::attach::Link;
 use crate::hybrid::runtime;
 use crate::nats::AckHandle;
 use crate::queue::Group;
@@ -15,6 +17,7 @@ use crate::queue::Group;
 pub(super) enum Acker {
     Journal(Arc<JournalAcker>),
     Stream(Arc<BlockAck>),
+    Remote(Arc<Link>),
 }
 
 /// The group of a journal's messages, and when they are due again.
@@ -29,6 +32,7 @@ impl Acker {
         match self {
             Self::Journal(own) => own.group.ack(iter::once(seq..seq + 1)),
             Self::Stream(block) => block.ack(row),
+            Self::Remote(link) => link.ack(std::slice::from_ref(&(seq..seq + 1))),
         }
     }
 
@@ -40,6 +44,7 @@ impl Acker {
                 Ok(())
             }
             Self::Stream(block) => block.nak(delay),
+            Self::Remote(link) => link.nak(seq..seq + 1, delay),
         }
     }
 
@@ -51,6 +56,26 @@ impl Acker {
                 Ok(())
             }
             Self::Stream(block) => block.in_progress(),
+            Self::Remote(link) => link.in_progress(seq..seq + 1),
+        }
+    }
+
+    /// Marks messages done that share ranges.
+    pub(super) fn ack_ranges(&self, seqs: Vec<Range<u64>>) -> Result<()> {
+        match self {
+            Self::Journal(own) => own.group.ack(seqs),
+            Self::Remote(link) => link.ack(&seqs),
+            // Its messages are marked one by one.
+            Self::Stream(_) => Ok(()),
+        }
+    }
+
+    /// Both take ranges of seqs, and of the same subscription.
+    pub(super) fn shares_ranges(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Journal(one), Self::Journal(other)) => Arc::ptr_eq(one, other),
+            (Self::Remote(one), Self::Remote(other)) => Arc::ptr_eq(one, other),
+            _ => false,
         }
     }
 }

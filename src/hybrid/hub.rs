@@ -10,7 +10,7 @@ use crate::frame::ProducerId;
 use crate::hybrid::busy::BusyTime;
 use crate::hybrid::options::{HubOptions, Mode};
 use crate::hybrid::topic::HubTopic;
-use crate::hybrid::{resolve, runtime};
+use crate::hybrid::{attach, resolve, runtime};
 use crate::name::validate_name;
 use crate::nats::{Connection, NatsOptions};
 use crate::queue::{Queue, QueueOptions, Recovery};
@@ -115,9 +115,11 @@ pub(super) fn unix_ms() -> u64 {
 /// One open directory, one open connection, or both.
 pub struct Hub {
     shared: Arc<Shared>,
-    topics: Mutex<HashMap<String, Arc<HubTopic>>>,
+    topics: Arc<Mutex<HashMap<String, Arc<HubTopic>>>>,
     /// A task deletes what retention allows.
-    retaining: AtomicBool,
+    retaining: Arc<AtomicBool>,
+    /// Takes subscribers of other processes.
+    attach: Option<attach::Server>,
 }
 
 impl Hub {
@@ -168,14 +170,35 @@ impl Hub {
             started: Instant::now(),
             closed: AtomicBool::new(false),
         });
-        let topics = Mutex::new(HashMap::new());
-        let hub = Self { shared, topics, retaining: AtomicBool::new(false) };
+        let mut hub =
+            Self { shared, topics: Arc::default(), retaining: Arc::default(), attach: None };
         hub.recover()?;
         if let Some(queue) = &hub.shared.queue {
             queue.retain(unix_ms())?;
         }
         hub.start_retention()?;
+        hub.attach = hub.listen();
         Ok(hub)
+    }
+
+    /// Takes subscribers of other processes, where that is wanted and there is a journal.
+    fn listen(&self) -> Option<attach::Server> {
+        let options = &self.shared.options;
+        let is_wanted = options.attach && self.shared.queue.is_some();
+        let directory = options.queue_path.as_ref().filter(|_| is_wanted)?;
+        let view = Self {
+            shared: Arc::clone(&self.shared),
+            topics: Arc::clone(&self.topics),
+            retaining: Arc::clone(&self.retaining),
+            attach: None,
+        };
+        let started = attach::Server::start(view, directory);
+        started
+            .inspect_err(|error| {
+                let place = directory.display();
+                log::warn!("{place}: other processes cannot subscribe, no socket: {error}");
+            })
+            .ok()
     }
 
     /// The topic of that name; made where it does not exist yet.
@@ -249,6 +272,10 @@ impl Hub {
     pub fn close(&self) -> Result<()> {
         if self.shared.closed.swap(true, Ordering::AcqRel) {
             return Ok(());
+        }
+        // Its threads use the stores.
+        if let Some(attach) = &self.attach {
+            attach.stop();
         }
         self.topics.lock().unwrap_or_else(PoisonError::into_inner).clear();
         if let Some(nats) = &self.shared.nats {

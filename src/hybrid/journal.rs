@@ -108,6 +108,10 @@ impl JournalReader {
         &self.group
     }
 
+    pub(super) fn acker(&self) -> &Arc<JournalAcker> {
+        &self.acker
+    }
+
     pub(super) fn poll(&mut self, messages_max: usize, waker: &Waker) -> Result<Vec<Message>> {
         let ready = self.take_ready(messages_max)?;
         if !ready.is_empty() {

@@ -12,6 +12,7 @@
 //! | `admin` | topics and groups as an operator sees them |
 //! | `entry` | the bytes of a journal entry |
 //! | `inline` | the bytes of small messages, several in one entry |
+//! | `attach` | subscribers in other processes of the same host |
 //! | `append` | messages -> entries, as one append of the journal |
 //! | `topic` | one topic: its journal, its stream, the lane that keeps frames in call order |
 //! | `peek` | reads a journal without a subscription group |
@@ -29,6 +30,7 @@
 mod acks;
 mod admin;
 mod append;
+mod attach;
 mod busy;
 mod check;
 mod dead_letter;
@@ -45,6 +47,7 @@ mod stream_subscribe;
 mod subscribe;
 mod topic;
 
+pub use attach::{AttachOptions, Attached};
 pub use check::check;
 pub use hub::{Hub, Stats};
 pub use options::{HubOptions, Level, Mode, SubscribeOptions};

@@ -91,6 +91,8 @@ pub struct HubOptions {
     pub router: RouterConfig,
     /// What the queue may delete.
     pub retention: Retention,
+    /// Other processes of this host may subscribe through this one.
+    pub attach: bool,
     /// Limits of the streams that this hub creates.
     pub stream_limits: StreamLimits,
 }

@@ -15,6 +15,7 @@ use bytes::Bytes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::frame::{Headers, Incoming, Layout, MessageId};
 use crate::hybrid::acks::{Acker, JournalAcker};
+use crate::hybrid::attach::RemoteReader;
 use crate::hybrid::journal::JournalReader;
 use crate::hybrid::options::SubscribeOptions;
 use crate::hybrid::stream_subscribe::StreamReader;
@@ -95,20 +96,20 @@ impl Message {
     /// As [`Message::ack`].
     pub fn ack_all<'a>(messages: impl IntoIterator<Item = &'a Self>) -> Result<()> {
         let mut seqs: Vec<Range<u64>> = Vec::new();
-        let mut journal: Option<&Arc<JournalAcker>> = None;
+        let mut first: Option<&Acker> = None;
         for message in messages {
-            match &message.acker {
-                Acker::Journal(own) if journal.is_none_or(|first| Arc::ptr_eq(first, own)) => {
-                    journal = Some(own);
-                    match seqs.last_mut() {
-                        Some(last) if last.end == message.seq => last.end += 1,
-                        _ => seqs.push(message.seq..message.seq + 1),
-                    }
-                }
-                other => other.ack(message.seq, message.row)?,
+            let acker = &message.acker;
+            if !acker.shares_ranges(first.unwrap_or(acker)) {
+                acker.ack(message.seq, message.row)?;
+                continue;
+            }
+            first = Some(acker);
+            match seqs.last_mut() {
+                Some(last) if last.end == message.seq => last.end += 1,
+                _ => seqs.push(message.seq..message.seq + 1),
             }
         }
-        journal.map_or(Ok(()), |journal| journal.group.ack(seqs))
+        first.map_or(Ok(()), |acker| acker.ack_ranges(seqs))
     }
 }
 
@@ -189,7 +190,8 @@ impl Unpacking {
 
 /// Reads one topic for one subscription group.
 pub struct Subscriber {
-    topic: Arc<HubTopic>,
+    /// None: another process owns it.
+    topic: Option<Arc<HubTopic>>,
     /// None: closed.
     reader: Option<Reader>,
 }
@@ -207,7 +209,20 @@ impl Subscriber {
             Some(log) => Reader::Journal(JournalReader::open(topic, log, group, options)?),
             None => Reader::Stream(StreamReader::open(topic, group, options)?),
         };
-        Ok(Self { topic: Arc::clone(topic), reader: Some(reader) })
+        Ok(Self { topic: Some(Arc::clone(topic)), reader: Some(reader) })
+    }
+
+    /// A subscription in a directory that another process owns.
+    pub(super) fn remote(reader: RemoteReader) -> Self {
+        Self { topic: None, reader: Some(Reader::Remote(reader)) }
+    }
+
+    /// How messages of a journal are acknowledged.
+    pub(super) fn journal_acker(&self) -> Option<Arc<JournalAcker>> {
+        match &self.reader {
+            Some(Reader::Journal(reader)) => Some(Arc::clone(reader.acker())),
+            _ => None,
+        }
     }
 
     /// Hands out up to `messages_max` messages that are ready, in order. None are: the waker is
@@ -221,6 +236,7 @@ impl Subscriber {
         match self.reader()? {
             Reader::Journal(reader) => reader.poll(messages_max, waker),
             Reader::Stream(reader) => reader.poll(messages_max, waker),
+            Reader::Remote(reader) => reader.poll(messages_max, waker),
         }
     }
 
@@ -228,6 +244,7 @@ impl Subscriber {
     pub fn next_look(&self) -> Option<Instant> {
         match &self.reader {
             Some(Reader::Journal(reader)) => reader.next_look(),
+            Some(Reader::Remote(reader)) => Some(reader.next_look()),
             _ => None,
         }
     }
@@ -240,6 +257,7 @@ impl Subscriber {
         match self.reader()? {
             Reader::Journal(reader) => reader.ack_through(seq),
             Reader::Stream(reader) => reader.ack_through(seq),
+            Reader::Remote(reader) => reader.ack_through(seq),
         }
     }
 
@@ -251,6 +269,7 @@ impl Subscriber {
     pub fn seek(&mut self, to: SeekTo) -> Result<()> {
         match self.reader()? {
             Reader::Journal(reader) => seek(reader.group(), to),
+            Reader::Remote(reader) => reader.seek(to),
             Reader::Stream(_) => {
                 let context = "mode 'nats': a stream's group cannot be moved";
                 Err(Error::new(ErrorKind::Unsupported, context))
@@ -259,7 +278,7 @@ impl Subscriber {
     }
 
     fn reader(&mut self) -> Result<&mut Reader> {
-        self.topic.shared.check_open()?;
+        self.topic.as_ref().map_or(Ok(()), |topic| topic.shared.check_open())?;
         let closed = || Error::new(ErrorKind::Closed, "the subscription is closed");
         self.reader.as_mut().ok_or_else(closed)
     }
@@ -310,4 +329,5 @@ fn seek(group: &Group, to: SeekTo) -> Result<()> {
 enum Reader {
     Journal(JournalReader),
     Stream(StreamReader),
+    Remote(RemoteReader),
 }

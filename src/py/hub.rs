@@ -15,7 +15,7 @@ use crate::py::check;
 use crate::py::error::OrRaise;
 use crate::py::publisher::Publisher;
 use crate::py::subscriber::Subscriber;
-use crate::queue::{GroupInfo, Retention};
+use crate::queue::{GroupInfo, Retention, TopicInfo};
 use crate::router::{self, RouterConfig};
 
 /// A retention: `age_ms_max`, `bytes_max`, `msgs_max`, `unacked`.
@@ -76,34 +76,13 @@ impl Hub {
     /// What a topic holds, and its own retention.
     fn topic_info<'py>(&self, py: Python<'py>, topic: &str) -> PyResult<Bound<'py, PyDict>> {
         let (info, retention) = py.detach(|| self.inner.get()?.topic_info(topic)).or_raise(py)?;
-        let out = PyDict::new(py);
-        out.set_item("first_seq", info.first_seq)?;
-        out.set_item("next_seq", info.next_seq)?;
-        out.set_item("messages", info.messages)?;
-        out.set_item("size_bytes", info.bytes)?;
-        out.set_item("file_bytes", info.file_bytes)?;
-        out.set_item("first_time_ms", info.first_time_ms)?;
-        out.set_item("last_time_ms", info.last_time_ms)?;
-        out.set_item("open", info.open)?;
-        let own = |r: Retention| (r.age_ms_max, r.bytes_max, r.msgs_max, r.unacked);
-        out.set_item("retention", retention.map(own))?;
-        Ok(out)
+        topic_dict(py, &info, retention)
     }
 
     /// How far the groups of a topic are.
     fn groups<'py>(&self, py: Python<'py>, topic: &str) -> PyResult<Vec<Bound<'py, PyDict>>> {
         let groups = py.detach(|| self.inner.get()?.groups(topic)).or_raise(py)?;
-        let to_dict = |group: GroupInfo| {
-            let out = PyDict::new(py);
-            out.set_item("name", group.name)?;
-            out.set_item("next_seq", group.next_seq)?;
-            out.set_item("done_above", group.done_above)?;
-            out.set_item("lag", group.lag)?;
-            out.set_item("handed_out", group.handed_out)?;
-            out.set_item("subscribers", group.subscribers)?;
-            Ok(out)
-        };
-        groups.into_iter().map(to_dict).collect()
+        groups.iter().map(|group| group_dict(py, group)).collect()
     }
 
     /// Deletes a group and its cursor.
@@ -240,6 +219,38 @@ impl Explanation {
     }
 }
 
+/// What a topic holds, as `vecmq.TopicInfo` takes it.
+pub(super) fn topic_dict<'py>(
+    py: Python<'py>,
+    info: &TopicInfo,
+    retention: Option<Retention>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let out = PyDict::new(py);
+    out.set_item("first_seq", info.first_seq)?;
+    out.set_item("next_seq", info.next_seq)?;
+    out.set_item("messages", info.messages)?;
+    out.set_item("size_bytes", info.bytes)?;
+    out.set_item("file_bytes", info.file_bytes)?;
+    out.set_item("first_time_ms", info.first_time_ms)?;
+    out.set_item("last_time_ms", info.last_time_ms)?;
+    out.set_item("open", info.open)?;
+    let own = |r: Retention| (r.age_ms_max, r.bytes_max, r.msgs_max, r.unacked);
+    out.set_item("retention", retention.map(own))?;
+    Ok(out)
+}
+
+/// How far a group is, as `vecmq.GroupInfo` takes it.
+pub(super) fn group_dict<'py>(py: Python<'py>, group: &GroupInfo) -> PyResult<Bound<'py, PyDict>> {
+    let out = PyDict::new(py);
+    out.set_item("name", &group.name)?;
+    out.set_item("next_seq", group.next_seq)?;
+    out.set_item("done_above", group.done_above)?;
+    out.set_item("lag", group.lag)?;
+    out.set_item("handed_out", group.handed_out)?;
+    out.set_item("subscribers", group.subscribers)?;
+    Ok(out)
+}
+
 /// Reads the options that `vecmq._open` has checked; every key is there.
 fn hub_options(options: &Bound<'_, PyDict>) -> PyResult<HubOptions> {
     let py = options.py();
@@ -273,6 +284,7 @@ fn hub_options(options: &Bound<'_, PyDict>) -> PyResult<HubOptions> {
             msgs_max: field(options, "msgs_max")?,
             unacked: field(options, "unacked")?,
         },
+        attach: field(options, "attach")?,
         stream_limits: StreamLimits {
             age_ms_max: field(options, "age_ms_max")?,
             bytes_max: field(options, "bytes_max")?,

@@ -8,11 +8,13 @@
 //! | `bound` | handles that a forked child must neither use nor drop |
 //! | `completions` | wakes an asyncio loop once for many finished publishes |
 //! | `wait` | blocks a thread until something is done, Ctrl-C included |
+//! | `attach` | directories that other processes own |
 //! | `hub`, `publisher`, `subscriber`, `message` | the classes |
 //! | `rocksmq` | directories of Milvus' `RocksMQ` (`vecmq.migrate`) |
 //! | `check` | what an open repaired and what a check found |
 //! | `frames` | frames for code that brings its own connection (`vecmq.bridge`) |
 
+mod attach;
 mod bound;
 mod buffer;
 mod check;
@@ -55,6 +57,8 @@ mod native {
     use pyo3::prelude::*;
     use pyo3::types::PyDict;
 
+    #[pymodule_export]
+    use super::attach::Attached;
     #[pymodule_export]
     use super::buffer::Payload;
     #[pymodule_export]

@@ -15,7 +15,7 @@ from rich.console import Console
 import vecmq
 import vecmq.sync
 from vecmq._options import from_url
-from vecmq.errors import Error
+from vecmq.errors import Error, LockedError, NotConnectedError
 
 __all__ = [
     "ANYWHERE",
@@ -90,7 +90,7 @@ class Where:
     """Where messages are stored.
 
     Attributes:
-        path: Directory of the queue and the embedded server; one process at a time.
+        path: Directory of the queue and the embedded server; one process owns it at a time.
         nats: URL of a NATS server, for example nats://127.0.0.1:4222. Credentials: in the URL, or
             NATS_TOKEN, NATS_USER and NATS_PASSWORD, NATS_CREDS in the environment.
         mode: Default: hybrid with --path, nats with --nats alone.
@@ -115,6 +115,26 @@ class Where:
             raise UsageError("say where: --path DIR, or --nats URL")
         nats = None if self.nats is None else nats_options(self.nats)
         return vecmq.sync.open(self.path, mode=mode, nats=nats)
+
+    def open_or_attach(self) -> vecmq.sync.Handle | vecmq.sync.AttachedHandle:
+        """Open what was named; a directory that another process owns is attached to.
+
+        Returns:
+            A handle to close.
+
+        Raises:
+            LockedError: Another process owns the directory and takes no subscribers.
+            Error: As `open`.
+        """
+        try:
+            return self.open()
+        except LockedError as locked:
+            try:
+                attached = vecmq.sync.attach(self.path or "")
+            except NotConnectedError:
+                raise locked from None
+            sys.stderr.write(f"{self.path} is open in another process: subscribing through it\n")
+            return attached
 
 
 def nats_options(url: str) -> vecmq.NatsOptions:

@@ -46,7 +46,8 @@ def sub(
     """Receive messages, print a line for each, and acknowledge them.
 
     A message is acknowledged after its line is printed and its file is in place, so Ctrl-C loses
-    nothing: the group goes on where it stopped. Ends when nothing came for --timeout-s.
+    nothing: the group goes on where it stopped. Ends when nothing came for --timeout-s. A directory
+    that another process has open is read through that process.
 
     Args:
         topic: The topic.
@@ -65,7 +66,7 @@ def sub(
     if out is not None:
         _make_directory(out)
     done = 0
-    with where.open() as mq, mq.subscribe(topic, group=group, start=start) as subscriber:
+    with where.open_or_attach() as mq, mq.subscribe(topic, group=group, start=start) as subscriber:
         if not json:
             print_line(HEAD)
         names = _Names()
