@@ -6,6 +6,7 @@ import asyncio
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -85,7 +86,7 @@ def test_large_messages_come_in_order_over_both_routes(tmp_path: Path) -> None:
         publisher = mq.publisher("t")
         for number in range(60):
             length = 5_000_000 if number % 3 == 0 else 100
-            route = "nats" if number % 2 else "queue"
+            route: Literal["queue", "nats"] = "nats" if number % 2 else "queue"
             publisher.publish(np.full(length, number, dtype="u1"), route=route)
         expected = [(n + 1, "nats" if n % 2 else "queue", n, n) for n in range(60)]
         assert other.answer() == expected

@@ -125,7 +125,7 @@ def test_no_connection_is_exit_code_3(command: Command) -> None:
 
 def test_an_error_is_one_line_and_with_debug_a_traceback(command: Command, store: Path) -> None:
     tokens = ["sub", "t", "--group", "g", "--path", str(store), "--mode", "queue"]
-    with vecmq.sync.open(store, mode="queue"):
+    with vecmq.sync.open(store, mode="queue", attach=False):
         outcome = command(*tokens)
         with_debug = command(*tokens, "--debug")
     assert outcome.code == with_debug.code == 1

@@ -32,7 +32,7 @@ impl Acker {
         match self {
             Self::Journal(own) => own.group.ack(iter::once(seq..seq + 1)),
             Self::Stream(block) => block.ack(row),
-            Self::Remote(link) => link.ack(&[seq..seq + 1]),
+            Self::Remote(link) => link.ack(std::slice::from_ref(&(seq..seq + 1))),
         }
     }
 

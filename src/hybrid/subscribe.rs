@@ -244,7 +244,7 @@ impl Subscriber {
     pub fn next_look(&self) -> Option<Instant> {
         match &self.reader {
             Some(Reader::Journal(reader)) => reader.next_look(),
-            Some(Reader::Remote(reader)) => reader.next_look(),
+            Some(Reader::Remote(reader)) => Some(reader.next_look()),
             _ => None,
         }
     }

@@ -40,7 +40,7 @@ impl Link {
     }
 
     pub(in crate::hybrid) fn in_progress(&self, seqs: Range<u64>) -> Result<()> {
-        self.0.tell(&Request::Extend(vec![seqs]))
+        self.0.tell(&Request::Extend(std::iter::once(seqs).collect()))
     }
 }
 
@@ -308,8 +308,8 @@ impl RemoteReader {
     }
 
     /// When the wish has to be repeated.
-    pub(in crate::hybrid) fn next_look(&self) -> Option<Instant> {
-        Some(self.wanted_at + WANT_AGAIN)
+    pub(in crate::hybrid) fn next_look(&self) -> Instant {
+        self.wanted_at + WANT_AGAIN
     }
 
     pub(in crate::hybrid) fn ack_through(&mut self, seq: u64) -> Result<()> {

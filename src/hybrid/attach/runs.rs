@@ -180,7 +180,9 @@ pub(super) fn encode(generation: u32, is_last: bool, runs: &[Run]) -> Vec<u8> {
     out.u32(generation);
     out.u8(u8::from(is_last));
     out.u32(u32::try_from(runs.len()).unwrap_or(u32::MAX));
-    runs.iter().for_each(|run| run.encode(&mut out));
+    for run in runs {
+        run.encode(&mut out);
+    }
     out.0
 }
 

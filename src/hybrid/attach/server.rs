@@ -2,9 +2,10 @@
 //! each subscription.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -34,7 +35,8 @@ pub(in crate::hybrid) struct Server {
 
 struct State {
     listener: OwnedFd,
-    directory: PathBuf,
+    /// The directory, wherever the process has gone meanwhile.
+    folder: File,
     stopping: AtomicBool,
     connections: Mutex<HashMap<u64, Connection>>,
 }
@@ -48,9 +50,10 @@ struct Connection {
 impl Server {
     /// Listens in the directory of the queue, which this process has locked.
     pub(in crate::hybrid) fn start(hub: Hub, directory: &Path) -> io::Result<Self> {
+        let (listener, folder) = socket::listen(directory)?;
         let state = Arc::new(State {
-            listener: socket::listen(directory)?,
-            directory: directory.to_owned(),
+            listener,
+            folder,
             stopping: AtomicBool::new(false),
             connections: Mutex::default(),
         });
@@ -77,9 +80,8 @@ impl Server {
         if self.state.stopping.swap(true, Ordering::AcqRel) {
             return;
         }
-        if let Err(error) = socket::remove(&self.state.directory) {
-            log::debug!("the socket of {} stays: {error}", self.state.directory.display());
-        }
+        // One that stays is replaced by the next owner.
+        let _ = socket::remove(&self.state.folder);
         // Wakes the thread that accepts.
         let _ = rustix::net::shutdown(&self.state.listener, Shutdown::Both);
         for connection in self.state.connections().values() {

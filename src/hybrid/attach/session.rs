@@ -176,7 +176,6 @@ impl Session {
                 Ok(messages) if messages.is_empty() => {
                     let end = next_look.map_or(until, |look| look.min(until));
                     thread::park_timeout(end.saturating_duration_since(Instant::now()));
-                    continue;
                 }
                 Ok(messages) => {
                     self.answered(id);

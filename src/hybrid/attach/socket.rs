@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{AtFlags, Mode, chmodat};
+use rustix::fs::{AtFlags, Mode, chmodat, unlinkat};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, SocketAddrUnix,
@@ -33,21 +33,21 @@ const BACKLOG: i32 = 128;
 const PATH_BYTES_MAX: usize = 107;
 
 /// Listens in a directory that this process owns: what an owner that was killed left is replaced.
-pub(super) fn listen(directory: &Path) -> io::Result<OwnedFd> {
-    remove(directory)?;
+pub(super) fn listen(directory: &Path) -> io::Result<(OwnedFd, File)> {
     let folder = File::open(directory)?;
+    remove(&folder)?;
     let socket = new_socket()?;
     rustix::net::bind(&socket, &address(directory, &folder)?)?;
     // Before it listens nobody can connect.
     chmodat(&folder, NAME, Mode::RUSR | Mode::WUSR, AtFlags::empty())?;
     rustix::net::listen(&socket, BACKLOG)?;
-    Ok(socket)
+    Ok((socket, folder))
 }
 
 /// Removes the socket file; that there is none is fine.
-pub(super) fn remove(directory: &Path) -> io::Result<()> {
-    match std::fs::remove_file(directory.join(NAME)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+pub(super) fn remove(folder: &File) -> io::Result<()> {
+    match unlinkat(folder, NAME, AtFlags::empty()) {
+        Err(error) if error != Errno::NOENT => Err(error.into()),
         _ => Ok(()),
     }
 }

@@ -130,8 +130,8 @@ impl Request {
                 out.text(&joining.topic, 0);
                 out.text(&joining.group, 0);
                 out.u8(u8::from(joining.start == GroupStart::New));
-                out.option(joining.ack_wait, |out, wait| out.duration(wait));
-                out.option(joining.deliveries_max, |out, most| out.u32(most));
+                out.option(joining.ack_wait, Output::duration);
+                out.option(joining.deliveries_max, Output::u32);
                 out.option(joining.dead_letters.as_ref(), |out, topic| {
                     out.text(topic, 0);
                 });
@@ -322,7 +322,7 @@ impl Reply {
             }
             4 => {
                 let count = input.u32()?;
-                // Collecting stops at the first name that is not there: the count allocates nothing.
+                // Collecting stops at the first that is not there: a count allocates nothing.
                 Self::Topics((0..count).map(|_| input.text()).collect::<Result<_>>()?)
             }
             5 => {
@@ -533,3 +533,6 @@ impl<'a> Input<'a> {
         if self.0.is_empty() { Ok(()) } else { Err(damaged("end")) }
     }
 }
+
+#[cfg(test)]
+mod tests;
