@@ -12,12 +12,15 @@ RUN_CORE := $(VENV_PYTHON) _build/environment.py run --core --
 CARGO_TEST := cargo test --locked
 PROPTEST_SLOW ?= 4096
 PROPTEST_FUZZ ?= 20000
+KILLS ?= 1000
+FAULTS ?= 20
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help build-dev build-prod demo lint format test test-core test-rust test-python test-slow \
-        bench bench-smoke bench-rust bench-python bench-instructions peers fuzz check clean \
+        test-kills bench bench-queue bench-smoke bench-rust bench-python bench-instructions \
+        peers fuzz check clean \
         venv-demo venv-check
 
 help:  ## Show this
@@ -72,13 +75,27 @@ test-python: venv-check build-prod  ## Every Python test, on the release build
 test-slow: venv-check build-prod  ## All that and the slow tests, with many more generated cases
 	PROPTEST_CASES=$(PROPTEST_SLOW) $(RUN) $(CARGO_TEST)
 	VECMQ_HYPOTHESIS=slow $(VENV_PYTHON) -m pytest -m "slow or not slow" --timeout 1200
+	$(MAKE) test-kills
+
+# 1,000 kills of a process that appends, acknowledges, deletes and purges; damage at ten times the
+# positions; exits, forks, Ctrl-C, cancellation and full disks, each 20 times as often.
+test-kills: venv-check build-prod  ## The faults of the queue, long: prints what was lost (nothing)
+	VECMQ_KILLS=$(KILLS) $(RUN) $(CARGO_TEST) --test queue_kills -- --nocapture
+	VECMQ_DAMAGE=10 $(RUN) $(CARGO_TEST) --test queue_damage -- --nocapture
+	VECMQ_FAULTS=$(FAULTS) $(VENV_PYTHON) -m pytest -rP --timeout 1200 \
+		tests/test_faults_disk.py tests/test_faults_process.py
 
 bench: build-prod  ## The four workloads on queue, nats and hybrid
 	.venv/bin/vecmq bench table1
 
+BENCH_QUEUE ?=
+bench-queue: venv-check build-prod  ## The queue's goals against its peers (needs make peers)
+	$(RUN) $(VENV_PYTHON) benches/queue_goals $(BENCH_QUEUE)
+
 bench-smoke: venv-check build-prod bench-instructions
 	.venv/bin/vecmq bench table1 --scale 0.1
 	$(RUN) cargo bench --locked --bench frame --bench router --bench queue -- --test
+	$(RUN) $(VENV_PYTHON) benches/queue_goals --scale 0.01 --rounds 1
 	$(VENV_PYTHON) -m pytest benches/python --benchmark-disable
 
 bench-rust: venv-demo  ## Micro-benchmarks of frame, router and queue (criterion)

@@ -14,9 +14,10 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use vecmq::ErrorKind;
-use vecmq::queue::{GroupStart, Queue, QueueOptions};
+use vecmq::queue::{Appender, GroupStart, Queue, QueueOptions};
 
 const CHILD: &str = "VECMQ_CRASH_DIRECTORY";
+const PRIVATE: &str = "VECMQ_CRASH_PRIVATE";
 
 /// What the record at `seq` holds: its length and bytes depend on nothing else.
 fn value(seq: u64) -> Vec<u8> {
@@ -90,19 +91,59 @@ fn kill_9_loses_nothing_acknowledged() {
     assert!(acked > 0);
 }
 
+/// Whatever the umask: it is the shell's that starts the child.
 #[test]
-fn directories_are_private() {
+fn directories_and_files_are_private() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("a").join("queue");
-    let queue = Queue::open(&path, QueueOptions::default()).unwrap();
+    for umask in ["000", "022", "077"] {
+        let done = Command::new("sh")
+            .args(["-c", &format!("umask {umask}; exec \"$0\" private --exact --nocapture")])
+            .arg(std::env::current_exe().unwrap())
+            .env(PRIVATE, &path)
+            .status()
+            .unwrap();
+        assert!(done.success(), "umask {umask}");
+    }
+}
+
+/// In the child: every mode, while the queue is open and after its close.
+#[test]
+fn private() {
+    let Some(directory) = std::env::var_os(PRIVATE) else { return };
+    let path = Path::new(&directory);
+    let queue = Queue::open(path, QueueOptions::default()).unwrap();
     let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
-    assert_eq!(mode(&path), 0o700);
-    assert_eq!(mode(&path.join("OWNER")), 0o600);
+    assert_eq!((mode(path), mode(&path.join("OWNER"))), (0o700, 0o600));
+    let topic = queue.topic("t").unwrap();
+    for _ in 0..40 {
+        let push = |appender: &mut Appender| {
+            appender.push(1, vec![value(2).into(), vec![1; 1 << 20].into()]);
+            appender.push(200, vec![vec![1; 12_000].into()]);
+            Ok(())
+        };
+        topic.append(1, push).unwrap();
+    }
     queue.close().unwrap();
+    let mut directories = vec![path.to_owned()];
+    let mut files = 0;
+    while let Some(directory) = directories.pop() {
+        assert_eq!(mode(&directory), 0o700);
+        for entry in std::fs::read_dir(&directory).unwrap() {
+            let entry = entry.unwrap();
+            if entry.file_type().unwrap().is_dir() {
+                directories.push(entry.path());
+            } else {
+                assert_eq!(mode(&entry.path()), 0o600, "{}", entry.path().display());
+                files += 1;
+            }
+        }
+    }
+    println!("files {files}, all 0600; directories 0700");
 }
 
 /// A flipped byte in the middle of the write-ahead log refuses to open; a torn tail is what a kill
-/// leaves, and costs only what was never acknowledged.
+/// leaves, and costs only what was never acknowledged: here nothing says that it was.
 #[test]
 fn a_damaged_middle_is_refused_and_a_torn_tail_is_not() {
     let directory = tempfile::tempdir().unwrap();
@@ -135,8 +176,10 @@ fn a_damaged_middle_is_refused_and_a_torn_tail_is_not() {
     std::fs::remove_dir_all(&path).unwrap();
     copy(&whole, &path);
     std::fs::write(&log, bytes.get(..bytes.len() - 5).unwrap()).unwrap();
+    std::fs::remove_file(path.join("MARK")).unwrap();
     let reopened = Queue::open(&path, QueueOptions::default()).unwrap();
     assert_eq!(reopened.existing_topic("t").unwrap().next_seq(), 200);
+    assert!(reopened.recovery().is_repaired() && reopened.recovery().wal_dropped_bytes > 0);
 }
 
 fn copy(from: &Path, to: &Path) {

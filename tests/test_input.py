@@ -147,12 +147,6 @@ def test_a_second_owner_is_refused(tmp_path: Path) -> None:
     vecmq.sync.open(tmp_path / "mq", mode="queue").close()
 
 
-def test_one_subscriber_for_a_group(mq: vecmq.sync.Handle) -> None:
-    with mq.subscribe("t", group="g"), pytest.raises(vecmq.ConfigError):
-        mq.subscribe("t", group="g")
-    mq.subscribe("t", group="g").close()
-
-
 def test_no_server_there(tmp_path: Path) -> None:
     options = vecmq.NatsOptions(url="nats://127.0.0.1:1", connect_timeout_s=1)
     with pytest.raises(vecmq.NotConnectedError):

@@ -48,7 +48,7 @@ CRATE_OWNERS = {
 # A package counts as its name.
 PYTHON_ROWS: list[set[str]] = [
     {"errors", "_native", "_cache"},
-    {"retention", "_payload", "_batch", "_messages", "_watchdog", "_server_process"},
+    {"retention", "integrity", "_payload", "_batch", "_messages", "_watchdog", "_server_process"},
     {"server", "_server_store", "config", "_config_keys"},
     {"aio", "sync", "bridge", "reader", "_options", "_context", "_admin", "_loop"}
     | {"_attached", "_attach_aio", "_attach_sync"},

@@ -59,6 +59,7 @@ from vecmq.errors import (
     TopicNotFoundError,
     UnsupportedError,
 )
+from vecmq.integrity import CheckReport, Recovery, check
 from vecmq.retention import Retention
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ __all__ = [
     "AttachedHandle",
     "Batch",
     "BufferMutatedError",
+    "CheckReport",
     "ClosedError",
     "ConfigError",
     "ConflictError",
@@ -94,6 +96,7 @@ __all__ = [
     "Publisher",
     "QueueError",
     "Receipt",
+    "Recovery",
     "RejectedError",
     "Retention",
     "SeqNotFoundError",
@@ -107,6 +110,7 @@ __all__ = [
     "UnsupportedError",
     "attach",
     "build_info",
+    "check",
     "open",
     "wrap",
 ]

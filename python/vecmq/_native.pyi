@@ -21,15 +21,12 @@ __all__ = [
     "Subscriber",
     "ack_all",
     "build_info",
+    "check_queue",
     "check_topic_name",
     "join_rows",
     "make_frames",
     "peek",
     "topic_bounds",
-]
-
-_Item: TypeAlias = tuple[
-    Any, bool, str | None, int, Sequence[int] | None, int, list[tuple[str, str]] | None
 ]
 
 _Limits: TypeAlias = tuple[int | None, int | None, int | None, bool]
@@ -39,6 +36,9 @@ def build_info() -> dict[str, Any]:
 
 def ack_all(messages: Sequence[Message]) -> None:
     """Marks several messages done; the cursor of their subscription group is saved once."""
+
+def check_queue(path: str, message_bytes_max: int) -> dict[str, Any]:
+    """Verifies a queue that nobody has open; changes nothing. Blocks."""
 
 def join_rows(messages: Sequence[Message]) -> NDArray[Any] | None:
     """Messages of equal dtype and shape as one array with a first axis over the messages."""
@@ -238,6 +238,8 @@ class Hub:
         """Which route a message of that size takes now, and why."""
     def stats(self) -> dict[str, int]:
         """Counts since the handle was opened."""
+    def recovery(self) -> dict[str, Any] | None:
+        """What was replayed, dropped and repaired at the open; None without a queue."""
     def close(self) -> None:
         """Releases the directory and the connection."""
 
@@ -247,7 +249,7 @@ class Publisher:
 
     def publish(
         self,
-        items: Sequence[_Item],
+        items: list[object],
         route: str | None,
         timeout_s: float | None,
         completions: Completions,
@@ -255,7 +257,7 @@ class Publisher:
     ) -> list[Receipt | None]:
         """Publishes for an asyncio loop."""
     def publish_wait(
-        self, items: Sequence[_Item], route: str | None, timeout_s: float | None
+        self, items: list[object], route: str | None, timeout_s: float | None
     ) -> list[Receipt]:
         """Publishes and blocks until every receipt is there."""
 

@@ -17,6 +17,7 @@ from urllib.parse import unquote
 
 from vecmq._native import Hub
 from vecmq.errors import ConfigError
+from vecmq.integrity import Recovery
 from vecmq.retention import Retention
 
 # At import: exit handlers run in reverse order, so handles close before their servers stop.
@@ -170,7 +171,7 @@ def check_timeout(timeout_s: float | None, name: str = "timeout_s") -> None:
     Raises:
         ConfigError: It is not a positive number.
     """
-    if timeout_s is None:
+    if timeout_s is None or timeout_s is TIMEOUT_S:
         return
     is_number = isinstance(timeout_s, (int, float)) and not isinstance(timeout_s, bool)
     if not is_number or math.isnan(timeout_s) or timeout_s <= 0:
@@ -251,6 +252,7 @@ class Stores:
         except BaseException:
             self._release()
             raise
+        self.recovery = Recovery.from_native(self.hub.recovery())
         _open_stores.add(self)
 
     def _hub_options(self) -> dict[str, Any]:

@@ -47,6 +47,7 @@ from vecmq.errors import ClosedError, ConfigError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from vecmq.integrity import Recovery
     from vecmq.retention import Retention
     from vecmq.server import EmbeddedServer
 
@@ -169,6 +170,10 @@ class Publisher:
         loop.check()
         token = loop.tokens(len(items))
         receipts = self._native.publish(items, route, timeout_s, loop.native, token)
+        if len(receipts) == 1:  # a gather of one costs as much as all the rest
+            receipt = receipts[0] or await loop.future(token)
+            assert receipt is not None  # a publish ends with one, or with an error
+            return [receipt]
         pending = {
             index: loop.future(token + index)
             for index, receipt in enumerate(receipts)
@@ -372,6 +377,11 @@ class Handle(TopicAdmin):
     def mode(self) -> Mode:
         """ "hybrid", "queue" or "nats"."""
         return self._stores.options.mode
+
+    @property
+    def recovery(self) -> Recovery | None:
+        """What the open replayed, dropped and repaired; None without a queue (mode "nats")."""
+        return self._stores.recovery
 
     @property
     def server(self) -> EmbeddedServer | None:

@@ -43,6 +43,7 @@ from vecmq.errors import ClosedError, ConfigError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from vecmq.integrity import Recovery
     from vecmq.retention import Retention
     from vecmq.server import EmbeddedServer
 
@@ -302,6 +303,11 @@ class Handle(TopicAdmin):
     def mode(self) -> Mode:
         """ "hybrid", "queue" or "nats"."""
         return self._stores.options.mode
+
+    @property
+    def recovery(self) -> Recovery | None:
+        """What the open replayed, dropped and repaired; None without a queue (mode "nats")."""
+        return self._stores.recovery
 
     @property
     def server(self) -> EmbeddedServer | None:

@@ -72,6 +72,14 @@ pub fn checksum(bytes: &[u8]) -> u32 {
     u32::try_from(crc_fast::checksum(CrcAlgorithm::Crc32Iscsi, bytes)).unwrap_or(0)
 }
 
+/// [`checksum`] of pieces that come one after the other.
+#[cfg(feature = "queue")]
+pub(crate) fn checksum_of<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> u32 {
+    let mut digest = crc_fast::Digest::new(CrcAlgorithm::Crc32Iscsi);
+    pieces.into_iter().for_each(|piece| digest.update(piece));
+    u32::try_from(digest.finalize()).unwrap_or(0)
+}
+
 /// Codes a chunk. None: it does not shrink, send it raw.
 ///
 /// # Errors
@@ -159,7 +167,12 @@ fn compressor(strategy: Strategy) -> std::io::Result<Compressor<'static>> {
 pub(super) fn decompress(body: &[u8], out: &mut [u8]) -> Result<()> {
     let expected = out.len();
     let declared = get_frame_content_size(body).ok().flatten();
-    if declared != Some(expected as u64) || find_frame_compressed_size(body) != Ok(body.len()) {
+    // zstd ignores one bit of its frame descriptor; every flipped bit is damage here.
+    let unused_bit = body.get(4).is_none_or(|descriptor| descriptor & 0x10 != 0);
+    if unused_bit
+        || declared != Some(expected as u64)
+        || find_frame_compressed_size(body) != Ok(body.len())
+    {
         return Err(Error::new(
             ErrorKind::Corrupt,
             format!("frame body is not one zstd frame of {expected} bytes"),

@@ -1,5 +1,7 @@
 //! dtype and shape of an array payload.
 
+use std::sync::Arc;
+
 use crate::error::{Error, ErrorKind, Result};
 
 /// Longest dtype name, in bytes.
@@ -10,8 +12,13 @@ const DIMS_MAX: usize = 32;
 const ITEMSIZE_MAX: u16 = 256;
 
 /// dtype name, element size and shape. The core interprets nothing but the sizes.
+///
+/// Shared: messages that follow each other are mostly alike.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Layout {
+pub struct Layout(Arc<Inner>);
+
+#[derive(Debug, PartialEq, Eq)]
+struct Inner {
     dtype: String,
     itemsize: u16,
     shape: Vec<u64>,
@@ -42,24 +49,42 @@ impl Layout {
                 shape.len()
             )));
         }
-        let layout = Self { dtype: dtype.to_owned(), itemsize, shape };
+        let layout = Self(Arc::new(Inner { dtype: dtype.to_owned(), itemsize, shape }));
         layout.bytes()?;
         Ok(layout)
     }
 
     /// The dtype's name, for example `float32`.
     pub fn dtype(&self) -> &str {
-        &self.dtype
+        &self.0.dtype
     }
 
     /// Bytes of one element.
     pub fn itemsize(&self) -> u16 {
-        self.itemsize
+        self.0.itemsize
     }
 
     /// The shape, outermost dimension first; empty for a scalar.
     pub fn shape(&self) -> &[u64] {
-        &self.shape
+        &self.0.shape
+    }
+
+    /// The layout of `count` such arrays, one behind the other.
+    ///
+    /// # Errors
+    /// As [`Layout::new`]: a dimension too many, or too many bytes.
+    #[cfg(feature = "queue")]
+    pub(crate) fn rows(&self, count: u32) -> Result<Self> {
+        let mut shape = Vec::with_capacity(1 + self.0.shape.len());
+        shape.push(u64::from(count));
+        shape.extend_from_slice(&self.0.shape);
+        Self::new(&self.0.dtype, self.0.itemsize, shape)
+    }
+
+    /// There is room for a dimension more.
+    #[cfg(feature = "queue")]
+    pub(crate) fn has_rows(&self) -> bool {
+        self.0.shape.len() < DIMS_MAX
     }
 
     /// Bytes of the whole array.
@@ -68,14 +93,15 @@ impl Layout {
     /// [`ErrorKind::Corrupt`] when the dimensions other than 0 make 2^63 bytes or more: numpy takes
     /// no such shape either, whatever the zeros.
     pub fn bytes(&self) -> Result<u64> {
-        let overflow = || bad(format!("shape {:?}: 2^63 bytes or more", self.shape));
+        let overflow = || bad(format!("shape {:?}: 2^63 bytes or more", self.0.shape));
         let product = self
+            .0
             .shape
             .iter()
-            .try_fold(u64::from(self.itemsize), |product, &dim| product.checked_mul(dim.max(1)))
+            .try_fold(u64::from(self.0.itemsize), |product, &dim| product.checked_mul(dim.max(1)))
             .filter(|&product| i64::try_from(product).is_ok())
             .ok_or_else(overflow)?;
-        Ok(if self.shape.contains(&0) { 0 } else { product })
+        Ok(if self.0.shape.contains(&0) { 0 } else { product })
     }
 }
 

@@ -20,6 +20,8 @@ mod text;
 #[cfg(feature = "queue")]
 pub(crate) use aligned::{AlignedBuffer, AlignedWriter};
 pub use assembler::{Assembler, Assembly, decode_single};
+#[cfg(feature = "queue")]
+pub(crate) use codec::checksum_of;
 pub use codec::{Codec, checksum, decode_into, encode};
 pub use header::{Frame, Header, WIRE_VERSION};
 pub use headers::Headers;

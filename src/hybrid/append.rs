@@ -13,7 +13,7 @@ use bytes::Bytes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::frame::{Codec, Layout, Outgoing};
 use crate::hybrid::entry::StreamEntry;
-use crate::hybrid::inline::{Borrowed, Encoded, InlineEntry, copied_bytes};
+use crate::hybrid::inline::{Borrowed, Encoded, InlineEntry, Run, copied_bytes, fits_run};
 use crate::hybrid::publish::{Done, Receipt, Submission};
 use crate::hybrid::topic::HubTopic;
 use crate::queue::{AppendJob, Appender};
@@ -126,6 +126,88 @@ impl Batch {
         (bytes.min(PACKED_BYTES_MAX), messages)
     }
 
+    /// Messages from `from` on that can be written as a run.
+    fn run_length(&self, from: usize) -> usize {
+        let codec = self.topic.shared.options.codec;
+        let mut following = self.submissions.iter().zip(&self.routes).skip(from);
+        let Some((first, Route::Queue)) = following.next() else { return 1 };
+        let size_bytes = first.payload.len();
+        let has_rows = first.layout.as_ref().is_none_or(Layout::has_rows);
+        if first.rows != 1 || !has_rows || !fits_run(size_bytes, codec) {
+            return 1;
+        }
+        let like_first = |(next, route): &(&Submission, &Route)| {
+            **route == Route::Queue
+                && next.rows == 1
+                && next.payload.len() == size_bytes
+                && next.layout == first.layout
+                && next.headers == first.headers
+        };
+        1 + following.take(PACKED_BYTES_MAX / size_bytes - 1).take_while(like_first).count()
+    }
+
+    fn push_run(
+        &self,
+        building: &mut Building,
+        appender: &mut Appender,
+        index: usize,
+        run: &[Submission],
+    ) -> Result<()> {
+        let Some(first) = run.first() else { return Ok(()) };
+        let bytes = first.payload.len() * run.len();
+        let sharing = building.sharing(appender, bytes, || {
+            let (bytes, messages) = self.shareable(index);
+            (bytes, messages.saturating_sub(run.len()) + 1)
+        })?;
+        let payloads: Vec<&[u8]> = run.iter().map(|one| one.payload.as_ref()).collect();
+        let first_seq = sharing.next_seq;
+        let mut encoded = sharing.entry.push_run(&Run {
+            id: self.topic.message_id(first_seq),
+            layout: first.layout.as_ref(),
+            headers: &first.headers,
+            payloads: &payloads,
+            writable: run.iter().any(|one| one.writable),
+        })?;
+        sharing.next_seq += run.len() as u64;
+        // What the run takes beside the payloads is the first one's.
+        let payload_bytes = first.payload.len() as u64;
+        encoded.wire_bytes -= payload_bytes * (run.len() as u64 - 1);
+        for (seq, submission) in (first_seq..).zip(run) {
+            building.receipts.push(Some(self.receipt(seq, submission, encoded)));
+            encoded.wire_bytes = payload_bytes;
+        }
+        Ok(())
+    }
+
+    fn push_one(
+        &self,
+        building: &mut Building,
+        appender: &mut Appender,
+        index: usize,
+        submission: &Submission,
+    ) -> Result<()> {
+        let codec = self.topic.shared.options.codec;
+        let mut total = Encoded::default();
+        let mut seq = None;
+        for (payload, layout, rows) in blocks(submission)? {
+            let mut borrowed = std::mem::take(&mut building.borrowed);
+            let sharing = building.sharing(appender, payload.len(), || self.shareable(index))?;
+            let first_seq = sharing.next_seq;
+            let id = self.topic.message_id(first_seq);
+            let outgoing = Outgoing { id, rows, layout, payload };
+            let (headers, writable) = (&submission.headers, submission.writable);
+            let encoded = sharing.entry.push(&outgoing, headers, codec, writable, &mut borrowed)?;
+            sharing.next_seq += u64::from(rows);
+            building.borrowed = borrowed;
+            seq = seq.or(Some(first_seq));
+            total.frames_count += encoded.frames_count;
+            total.wire_bytes += encoded.wire_bytes;
+        }
+        let seq = seq.unwrap_or_else(|| appender.next_seq());
+        building.receipts.push(Some(self.receipt(seq, submission, total)));
+        Ok(())
+    }
+
     fn receipt(&self, seq: u64, submission: &Submission, encoded: Encoded) -> Receipt {
         Receipt {
             route: Route::Queue,
@@ -203,46 +285,28 @@ impl AppendJob for Batch {
             let context = "the log did not take the message in time; it was not written";
             return Err(Error::new(ErrorKind::Timeout, context));
         }
-        let (mut receipts, mut intents, mut borrowed) = (Vec::new(), Vec::new(), Vec::new());
-        let mut shared: Option<Sharing> = None;
-        for (index, (submission, route)) in self.submissions.iter().zip(&self.routes).enumerate() {
-            if *route == Route::Nats {
-                Sharing::end(&mut shared, appender);
-                intents.push(self.intent(appender, submission));
-                receipts.push(None);
+        let mut building = Building::new(self.submissions.len());
+        let mut rest = self.submissions.as_slice();
+        while let Some((submission, others)) = rest.split_first() {
+            let index = self.submissions.len() - rest.len();
+            let count = self.run_length(index);
+            if self.routes.get(index) == Some(&Route::Nats) {
+                building.end_sharing(appender);
+                building.intents.push(self.intent(appender, submission));
+                building.receipts.push(None);
+            } else if count > 1 {
+                let (run, after) = rest.split_at(count);
+                self.push_run(&mut building, appender, index, run)?;
+                rest = after;
                 continue;
+            } else {
+                self.push_one(&mut building, appender, index, submission)?;
             }
-            let codec = self.topic.shared.options.codec;
-            let mut total = Encoded::default();
-            let mut seq = None;
-            for (payload, layout, rows) in blocks(submission)? {
-                let size_bytes = payload.len();
-                if shared.as_ref().is_some_and(|sharing| !sharing.has_room(size_bytes)) {
-                    Sharing::end(&mut shared, appender);
-                }
-                let sharing = match &mut shared {
-                    Some(sharing) => sharing,
-                    None => {
-                        let (bytes, messages) = self.shareable(index);
-                        shared.insert(Sharing::begin(appender, bytes, messages)?)
-                    }
-                };
-                let first_seq = sharing.next_seq;
-                let outgoing =
-                    Outgoing { id: self.topic.message_id(first_seq), rows, layout, payload };
-                let (headers, writable) = (&submission.headers, submission.writable);
-                let encoded =
-                    sharing.entry.push(&outgoing, headers, codec, writable, &mut borrowed)?;
-                sharing.next_seq += u64::from(rows);
-                seq = seq.or(Some(first_seq));
-                total.frames_count += encoded.frames_count;
-                total.wire_bytes += encoded.wire_bytes;
-            }
-            let seq = seq.unwrap_or_else(|| appender.next_seq());
-            receipts.push(Some(self.receipt(seq, submission, total)));
+            rest = others;
         }
-        Sharing::end(&mut shared, appender);
-        (self.receipts, self.intents, self.borrowed) = (receipts, intents, borrowed);
+        building.end_sharing(appender);
+        self.receipts = building.receipts;
+        (self.intents, self.borrowed) = (building.intents, building.borrowed);
         Ok(())
     }
 
@@ -251,7 +315,7 @@ impl AppendJob for Batch {
     }
 
     fn done(mut self: Box<Self>, result: Result<RangeInclusive<u64>>) {
-        let payloads = self.submissions.iter().map(|one| one.payload.clone()).collect();
+        let payloads: Vec<Bytes> = self.submissions.iter().map(|one| one.payload.clone()).collect();
         let ended = match result {
             Ok(_) => {
                 self.count(self.started.elapsed());
@@ -261,9 +325,51 @@ impl AppendJob for Batch {
             }
             Err(error) => Err(error),
         };
+        // The callbacks hold the last references: whoever owns the memory lets it go.
+        self.submissions.clear();
+        self.borrowed.clear();
         if let Some(ended) = self.outcome.clone().put(ended) {
             self.tell(ended, payloads);
         }
+    }
+}
+
+/// What an append has come to so far.
+struct Building {
+    shared: Option<Sharing>,
+    receipts: Vec<Option<Receipt>>,
+    intents: Vec<StreamEntry>,
+    borrowed: Vec<Borrowed>,
+}
+
+impl Building {
+    fn new(messages: usize) -> Self {
+        let receipts = Vec::with_capacity(messages);
+        Self { shared: None, receipts, intents: Vec::new(), borrowed: Vec::new() }
+    }
+
+    /// The entry that takes `payload_bytes` more, or a new one with the room that `room` says:
+    /// bytes to copy, and blocks.
+    fn sharing(
+        &mut self,
+        appender: &mut Appender,
+        payload_bytes: usize,
+        room: impl FnOnce() -> (usize, usize),
+    ) -> Result<&mut Sharing> {
+        if self.shared.as_ref().is_some_and(|sharing| !sharing.has_room(payload_bytes)) {
+            self.end_sharing(appender);
+        }
+        match &mut self.shared {
+            Some(sharing) => Ok(sharing),
+            empty => {
+                let (bytes, blocks) = room();
+                Ok(empty.insert(Sharing::begin(appender, bytes, blocks)?))
+            }
+        }
+    }
+
+    fn end_sharing(&mut self, appender: &mut Appender) {
+        Sharing::end(&mut self.shared, appender);
     }
 }
 

@@ -13,7 +13,7 @@ use crate::hybrid::topic::HubTopic;
 use crate::hybrid::{attach, resolve, runtime};
 use crate::name::validate_name;
 use crate::nats::{Connection, NatsOptions};
-use crate::queue::{Queue, QueueOptions};
+use crate::queue::{Queue, QueueOptions, Recovery};
 use crate::router::{Explanation, Route, Router};
 
 /// How often retention deletes what may go, at least.
@@ -139,7 +139,12 @@ impl Hub {
                     sync_writes: options.durable,
                     retention: options.retention.clone(),
                 };
-                Some(Queue::open(path, queue_options)?)
+                let queue = Queue::open(path, queue_options)?;
+                let recovery = queue.recovery();
+                let level =
+                    if recovery.is_repaired() { log::Level::Warn } else { log::Level::Info };
+                log::log!(level, "opened {}: {recovery}", path.display());
+                Some(queue)
             }
             (_, None) => return Err(Error::new(ErrorKind::Config, "this mode needs a path")),
         };
@@ -168,6 +173,9 @@ impl Hub {
         let mut hub =
             Self { shared, topics: Arc::default(), retaining: Arc::default(), attach: None };
         hub.recover()?;
+        if let Some(queue) = &hub.shared.queue {
+            queue.retain(unix_ms())?;
+        }
         hub.start_retention()?;
         hub.attach = hub.listen();
         Ok(hub)
@@ -242,6 +250,11 @@ impl Hub {
             unknown: counters.unknown.load(Ordering::Relaxed),
             threshold_bytes: self.shared.router().threshold_bytes(),
         }
+    }
+
+    /// What was replayed, dropped and repaired at the open; None without a queue.
+    pub fn recovery(&self) -> Option<&Recovery> {
+        self.shared.queue.as_ref().map(|queue| queue.recovery())
     }
 
     /// The level that receipts of this hub carry, and its mode.

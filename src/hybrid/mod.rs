@@ -24,6 +24,7 @@
 //! | `journal` | the subscription of a topic that has a journal |
 //! | `acks` | how a message tells its subscription what became of it |
 //! | `dead_letter` | messages that were handed out too often go to another topic |
+//! | `check` | verifying a directory that nobody has open |
 //! | `stream_subscribe` | the subscription of mode `nats`, where the stream is the only store |
 
 mod acks;
@@ -31,6 +32,7 @@ mod admin;
 mod append;
 mod attach;
 mod busy;
+mod check;
 mod dead_letter;
 mod entry;
 mod hub;
@@ -46,6 +48,7 @@ mod subscribe;
 mod topic;
 
 pub use attach::{AttachOptions, Attached};
+pub use check::check;
 pub use hub::{Hub, Stats};
 pub use options::{HubOptions, Level, Mode, SubscribeOptions};
 pub use peek::Peeked;

@@ -80,6 +80,12 @@ impl HubTopic {
         self.shared.check_open()
     }
 
+    /// Small messages are on the log without any waiting, so long as nobody else is writing: it is
+    /// a write to memory and to the page cache.
+    pub fn takes_at_once(&self) -> bool {
+        self.log.is_some() && !self.shared.options.durable
+    }
+
     pub(super) fn floor_seq(&self) -> u64 {
         self.floor_seq.load(Ordering::Acquire)
     }

@@ -8,13 +8,15 @@ use std::ffi::{CStr, c_int};
 use std::ptr;
 
 use bytes::Bytes;
-use pyo3::buffer::PyBuffer;
+use pyo3::buffer::PyUntypedBuffer;
 use pyo3::exceptions::PyBufferError;
 use pyo3::ffi;
 use pyo3::prelude::*;
 
 /// Keeps the exporter alive and its memory in place for as long as any slice of it is.
-struct Exporter(PyBuffer<u8>);
+///
+/// Its drop takes the interpreter, so whoever has it lets the last slice go.
+struct Exporter(PyUntypedBuffer);
 
 impl AsRef<[u8]> for Exporter {
     fn as_ref(&self) -> &[u8] {
@@ -22,7 +24,7 @@ impl AsRef<[u8]> for Exporter {
         if length == 0 {
             return &[];
         }
-        // SAFETY: the buffer is C-contiguous (checked in `borrow`), so its `length` bytes lie
+        // SAFETY: the buffer is C-contiguous (checked in `lend`), so its `length` bytes lie
         // behind `buf_ptr`, and the export that `self.0` holds keeps them allocated and
         // unmoved. They may be written by Python meanwhile, which is a data race by the
         // letter: nothing here branches on their value, publishers compare checksums before
@@ -33,7 +35,14 @@ impl AsRef<[u8]> for Exporter {
 
 /// Borrows a C-contiguous buffer of bytes without a copy.
 pub(super) fn borrow(view: &Bound<'_, PyAny>) -> PyResult<Bytes> {
-    let buffer = PyBuffer::<u8>::get(view)?;
+    let buffer = PyUntypedBuffer::get(view)?;
+    // Refuses other elements.
+    buffer.as_typed::<u8>()?;
+    lend(buffer)
+}
+
+/// Borrows the memory of a C-contiguous buffer of elements of any kind without a copy.
+pub(super) fn lend(buffer: PyUntypedBuffer) -> PyResult<Bytes> {
     if !buffer.is_c_contiguous() {
         return Err(PyBufferError::new_err("the buffer is not C-contiguous"));
     }

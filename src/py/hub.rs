@@ -11,6 +11,7 @@ use pyo3::types::PyDict;
 use crate::hybrid::{self, HubOptions, Mode, SubscribeOptions};
 use crate::nats::{Auth, NatsOptions, StreamLimits};
 use crate::py::bound::ProcessBound;
+use crate::py::check;
 use crate::py::error::OrRaise;
 use crate::py::publisher::Publisher;
 use crate::py::subscriber::Subscriber;
@@ -139,6 +140,11 @@ impl Hub {
         out.set_item("unknown", stats.unknown)?;
         out.set_item("threshold_bytes", stats.threshold_bytes)?;
         Ok(out)
+    }
+
+    /// What was replayed, dropped and repaired at the open; None without a queue.
+    fn recovery<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
+        self.inner.get().or_raise(py)?.recovery().map(|one| check::recovery(py, one)).transpose()
     }
 
     /// Releases the directory and the connection. A second call does nothing.

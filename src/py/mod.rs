@@ -3,6 +3,7 @@
 //! | file | what it knows |
 //! |---|---|
 //! | `buffer` | Python buffers in, Python buffers out; the only `unsafe` of the crate |
+//! | `extract` | payloads as Python hands them in -> submissions |
 //! | `error` | [`crate::ErrorKind`] -> the classes of `vecmq.errors` |
 //! | `bound` | handles that a forked child must neither use nor drop |
 //! | `completions` | wakes an asyncio loop once for many finished publishes |
@@ -10,13 +11,16 @@
 //! | `attach` | directories that other processes own |
 //! | `hub`, `publisher`, `subscriber`, `message` | the classes |
 //! | `rocksmq` | directories of Milvus' `RocksMQ` (`vecmq.migrate`) |
+//! | `check` | what an open repaired and what a check found |
 //! | `frames` | frames for code that brings its own connection (`vecmq.bridge`) |
 
 mod attach;
 mod bound;
 mod buffer;
+mod check;
 mod completions;
 mod error;
+mod extract;
 mod frames;
 mod hub;
 mod message;
@@ -41,10 +45,17 @@ fn build_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     Ok(info)
 }
 
+/// Runs in a forked child before anything else of it.
+#[pyfunction]
+fn after_fork() {
+    bound::look();
+}
+
 /// The Rust core of vecmq.
 #[pymodule(name = "_native")]
 mod native {
     use pyo3::prelude::*;
+    use pyo3::types::PyDict;
 
     #[pymodule_export]
     use super::attach::Attached;
@@ -52,6 +63,8 @@ mod native {
     use super::buffer::Payload;
     #[pymodule_export]
     use super::build_info;
+    #[pymodule_export]
+    use super::check::check_queue;
     #[pymodule_export]
     use super::completions::Completions;
     #[pymodule_export]
@@ -68,8 +81,12 @@ mod native {
     use super::subscriber::Subscriber;
 
     #[pymodule_init]
-    #[expect(clippy::unnecessary_wraps, reason = "the signature is fixed")]
-    fn init(_module: &Bound<'_, PyModule>) -> PyResult<()> {
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        let py = module.py();
+        super::bound::look();
+        let hooks = PyDict::new(py);
+        hooks.set_item("after_in_child", wrap_pyfunction!(super::after_fork, module)?)?;
+        py.import("os")?.call_method("register_at_fork", (), Some(&hooks))?;
         // Fails only when a logger is set already, which is then the one to use.
         drop(pyo3_log::try_init());
         Ok(())

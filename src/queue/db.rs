@@ -9,7 +9,9 @@ use rocksdb::{
 };
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::queue::integrity::{self, LogReport};
 use crate::queue::lock::OwnerLock;
+use crate::queue::mark::Marker;
 
 /// A key and its value.
 pub(super) type KeyValue = (Box<[u8]>, Box<[u8]>);
@@ -32,12 +34,14 @@ pub(super) struct Db {
     hurried_unsynced: WriteOptions,
     syncs: bool,
     path: PathBuf,
+    /// None: it is open for reading alone.
+    marker: Option<Marker>,
 }
 
 struct Open {
     // Before the lock: the directory is free when the database is.
     rocks: Arc<Rocks>,
-    _lock: OwnerLock,
+    _lock: Option<OwnerLock>,
 }
 
 /// How a write treats a database that wants a pause because its flushes are behind.
@@ -71,27 +75,67 @@ impl Use {
 }
 
 impl Db {
-    pub(super) fn open(path: &Path, sync_writes: bool) -> Result<Self> {
+    /// Opens the directory, and tells what the log was like.
+    pub(super) fn open(path: &Path, sync_writes: bool) -> Result<(Self, LogReport)> {
         let lock = OwnerLock::take(path)?;
+        // Before the database changes anything.
+        let mut report = integrity::inspect(path)?;
+        report.verify(path)?;
         let options = database_options();
+        if report.is_marked() {
+            // Else it would be made anew, empty.
+            let known = Rocks::list_cf(&options, path).map_err(|e| open_failed(path, e))?;
+            if !known.iter().any(|name| name == LOG) {
+                return Err(Error::new(
+                    ErrorKind::Corrupt,
+                    format!("the manifest in {} does not know the log any more", path.display()),
+                ));
+            }
+        }
         let families =
             [META, LOG].map(|name| ColumnFamilyDescriptor::new(name, family_options(name)));
         let rocks = Rocks::open_cf_descriptors(&options, path, families)
             .map_err(|e| open_failed(path, e))?;
+        let sequence = rocks.latest_sequence_number();
+        report.opened(path, sequence)?;
+        let marker = Marker::start(path, sync_writes, sequence)?;
         let write = |sync, no_slowdown| {
             let mut options = WriteOptions::default();
             options.set_sync(sync);
             options.set_no_slowdown(no_slowdown);
             options
         };
-        Ok(Self {
-            inner: RwLock::new(Some(Open { rocks: Arc::new(rocks), _lock: lock })),
+        let db = Self {
+            inner: RwLock::new(Some(Open { rocks: Arc::new(rocks), _lock: Some(lock) })),
             patient: write(sync_writes, false),
             hurried: write(sync_writes, true),
             patient_unsynced: write(false, false),
             hurried_unsynced: write(false, true),
             syncs: sync_writes,
             path: path.to_owned(),
+            marker: Some(marker),
+        };
+        Ok((db, report))
+    }
+
+    /// Opens the directory to read it, and changes nothing. The caller keeps owners out.
+    pub(super) fn open_read_only(path: &Path) -> Result<Self> {
+        let mut options = database_options();
+        options.create_if_missing(false);
+        options.create_missing_column_families(false);
+        let families =
+            [META, LOG].map(|name| ColumnFamilyDescriptor::new(name, family_options(name)));
+        let rocks = Rocks::open_cf_descriptors_read_only(&options, path, families, false)
+            .map_err(|e| open_failed(path, e))?;
+        Ok(Self {
+            inner: RwLock::new(Some(Open { rocks: Arc::new(rocks), _lock: None })),
+            patient: WriteOptions::default(),
+            hurried: WriteOptions::default(),
+            patient_unsynced: WriteOptions::default(),
+            hurried_unsynced: WriteOptions::default(),
+            syncs: false,
+            path: path.to_owned(),
+            marker: None,
         })
     }
 
@@ -146,7 +190,11 @@ impl Db {
                 return Error::with_source(ErrorKind::Timeout, "the log wants a pause", e);
             }
             self.failed("write to", e)
-        })
+        })?;
+        if let Some(marker) = &self.marker {
+            marker.note(open.rocks.latest_sequence_number());
+        }
+        Ok(())
     }
 
     /// All metadata whose keys begin with `prefix`, in order.
@@ -189,7 +237,8 @@ impl Db {
             rocks = shared;
             std::thread::yield_now();
         }
-        flushed
+        let marked = self.marker.as_ref().map_or(Ok(()), |marker| marker.end(flushed.is_ok()));
+        flushed.and(marked)
     }
 }
 
@@ -201,6 +250,7 @@ fn database_options() -> Options {
     // A torn tail is what kill -9 leaves, and it was never acknowledged. Anything else that does
     // not check refuses to open: the default would drop the rest of the log without a word.
     options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
+    options.set_track_and_verify_wals_in_manifest(true);
     options.set_max_total_wal_size(WAL_BYTES_MAX);
     options.set_max_background_jobs(2);
     options.set_log_level(LogLevel::Warn);

@@ -59,6 +59,13 @@ pub(super) fn log_seq(topic_id: u32, key: &[u8]) -> Result<u64> {
     }
 }
 
+/// The topic that a log key belongs to.
+#[expect(clippy::big_endian_bytes, reason = "key order has to be number order")]
+pub(super) fn topic_id(key: &[u8]) -> Result<u32> {
+    let id = key.first_chunk().ok_or_else(|| bad_value(key))?;
+    Ok(u32::from_be_bytes(*id))
+}
+
 pub(super) fn topic(name: &str) -> Vec<u8> {
     prefixed(TOPIC_PREFIX, name.as_bytes())
 }

@@ -15,17 +15,25 @@
 //! | `group` | who has which message of a subscription group, and which are done; pure |
 //! | `cursor` | subscription groups, saved |
 //! | `seek` | where a time lies in the log |
+//! | `wal` | what the write-ahead log holds, read without `RocksDB` |
+//! | `mark` | what was acknowledged, noted outside the write-ahead log |
+//! | `integrity` | the one against the other, before a directory is opened |
+//! | `check`, `check_topic` | verifying a directory that nobody has open |
 //! | `retention` | what may be deleted, and deleting it |
 //! | `rocksmq` | reads the directories of Milvus' `RocksMQ` |
 
 mod append;
 mod cache;
+mod check;
+mod check_topic;
 mod commit;
 mod cursor;
 mod db;
 mod group;
+mod integrity;
 mod keys;
 mod lock;
+mod mark;
 #[expect(clippy::module_inception, reason = "the room and its main noun have one name")]
 mod queue;
 mod recover;
@@ -34,12 +42,15 @@ mod rocksmq;
 mod seek;
 mod topic;
 mod values;
+mod wal;
 
 pub use append::Appender;
+pub use check::{Checked, Fault, TopicCheck, check};
 pub use commit::AppendJob;
 pub use cursor::{Group, GroupInfo, GroupStart};
 pub use group::{Claim, SubscriberId};
 pub use queue::{Queue, QueueOptions};
+pub use recover::{Recovery, TopicRecovery};
 pub use retention::{Retained, Retention, TopicInfo};
 pub use rocksmq::{RocksMq, RocksPage, RocksScan, RocksTopic};
 pub use topic::{Record, Topic};

@@ -1,6 +1,6 @@
 //! The directory: topics, producer, epoch.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -12,6 +12,7 @@ use crate::name::validate_name;
 use crate::queue::commit::Committer;
 use crate::queue::db::Db;
 use crate::queue::keys;
+use crate::queue::recover::{self, Recovery};
 use crate::queue::retention::{Retained, Retention};
 use crate::queue::topic::Topic;
 
@@ -32,6 +33,7 @@ pub struct Queue {
     producer: ProducerId,
     epoch: u32,
     topics: Mutex<HashMap<String, Arc<Topic>>>,
+    recovery: Recovery,
 }
 
 impl Queue {
@@ -41,16 +43,37 @@ impl Queue {
     /// [`ErrorKind::Locked`] naming the owner's pid, [`ErrorKind::Storage`], or
     /// [`ErrorKind::Corrupt`] when the log is damaged anywhere but in a torn tail.
     pub fn open(path: &Path, options: QueueOptions) -> Result<Arc<Self>> {
-        let db = Arc::new(Db::open(path, options.sync_writes)?);
+        let (db, report) = Db::open(path, options.sync_writes)?;
+        let db = Arc::new(db);
         let (producer, epoch) = identity(&db)?;
-        Ok(Arc::new(Self {
+        let mut queue = Self {
             committer: Committer::new(&db),
             db,
             retention: options.retention,
             producer,
             epoch,
             topics: Mutex::new(HashMap::new()),
-        }))
+            recovery: Recovery::new(&report),
+        };
+        queue.recover_topics()?;
+        Ok(Arc::new(queue))
+    }
+
+    /// What was replayed, dropped and repaired when the directory was opened.
+    pub fn recovery(&self) -> &Recovery {
+        &self.recovery
+    }
+
+    /// Finds where each topic ends, and removes what belongs to none.
+    fn recover_topics(&mut self) -> Result<()> {
+        let mut known = HashSet::new();
+        for name in self.topics()? {
+            let topic = self.topic(&name)?;
+            known.insert(topic.id);
+            self.recovery.topics.push(topic.recovery()?);
+        }
+        self.recovery.stray_bytes = recover::strays(&self.db, &known)?;
+        Ok(())
     }
 
     /// The producer id of this directory; random, made with it.
@@ -173,13 +196,26 @@ impl Queue {
     pub fn retain(&self, now_ms: u64) -> Result<Retained> {
         let mut all = Retained::default();
         for name in self.topics()? {
-            let own = self.topic_retention(&name)?;
-            let retention = own.as_ref().unwrap_or(&self.retention);
-            let one = self.topic(&name)?.retain(retention, now_ms)?;
-            all.messages += one.messages;
-            all.bytes += one.bytes;
+            match self.retain_topic(&name, now_ms) {
+                Ok(one) => {
+                    all.messages += one.messages;
+                    all.bytes += one.bytes;
+                }
+                // It was deleted meanwhile.
+                Err(error) if error.kind() == ErrorKind::TopicNotFound => {}
+                Err(error) => return Err(error),
+            }
         }
         Ok(all)
+    }
+
+    fn retain_topic(&self, name: &str, now_ms: u64) -> Result<Retained> {
+        let own = self.topic_retention(name)?;
+        let retention = own.as_ref().unwrap_or(&self.retention);
+        if retention.keeps_all() {
+            return Ok(Retained::default());
+        }
+        self.existing_topic(name)?.retain(retention, now_ms)
     }
 
     /// Writes everything out and lets go of the directory; later calls end with

@@ -18,7 +18,7 @@ use crate::queue::commit::{AppendJob, Committer};
 use crate::queue::db::Db;
 use crate::queue::group::GroupState;
 use crate::queue::keys::{self, RecordHeader, Stored};
-use crate::queue::recover;
+use crate::queue::recover::{self, TopicRecovery};
 use crate::queue::values::ValueFiles;
 
 /// What a read from a table file fetches ahead.
@@ -51,6 +51,8 @@ pub struct Topic {
     /// The first seq that readers may not see yet.
     committed: AtomicU64,
     pub(super) first: AtomicU64,
+    /// Records before this one are deleted, or about to be.
+    pub(super) trimming: AtomicU64,
     /// Log bytes of what retention deleted.
     pub(super) first_bytes: AtomicU64,
     cache: Mutex<TailCache>,
@@ -59,6 +61,7 @@ pub struct Topic {
     pub(super) deleted: AtomicBool,
     dropped_bytes: u64,
     groups: Mutex<HashMap<String, Arc<Mutex<GroupState>>>>,
+    finished_files: u64,
     wakers: Mutex<Vec<Waker>>,
     appended: Condvar,
 }
@@ -81,8 +84,10 @@ impl Topic {
             tail: Mutex::new(tail),
             committed: AtomicU64::new(tail.next_seq),
             first: AtomicU64::new(found.floor),
+            trimming: AtomicU64::new(found.floor),
             first_bytes: AtomicU64::new(found.floor_bytes),
             dropped_bytes: found.dropped_bytes,
+            finished_files: found.finished_files,
             cache: Mutex::new(TailCache::default()),
             resized: Mutex::new(found.resized),
             deleted: AtomicBool::new(false),
@@ -101,6 +106,17 @@ impl Topic {
     /// a crash cut off before they were acknowledged.
     pub fn dropped_bytes(&self) -> u64 {
         self.dropped_bytes
+    }
+
+    /// What was found when the directory was opened.
+    pub(super) fn recovery(&self) -> Result<TopicRecovery> {
+        Ok(TopicRecovery {
+            name: self.name.clone(),
+            messages: self.next_seq().saturating_sub(self.first_seq()),
+            dropped_bytes: self.dropped_bytes,
+            finished_files: self.finished_files,
+            open: self.open_seqs()?.len() as u64,
+        })
     }
 
     /// The oldest seq that retention has left.
@@ -255,7 +271,22 @@ impl Topic {
     /// [`ErrorKind::TopicNotFound`], [`ErrorKind::Closed`], [`ErrorKind::Storage`].
     pub fn read(&self, from_seq: u64, records_max: usize, bytes_max: usize) -> Result<Vec<Record>> {
         let located = self.read_located(from_seq, records_max, bytes_max)?;
-        located.into_iter().map(|record| self.load(record)).collect()
+        let mut records = Vec::with_capacity(located.len());
+        for one in located {
+            let first_seq = one.first_seq;
+            match self.load(one) {
+                Ok(record) => records.push(record),
+                // Deleted between the two steps.
+                Err(_) if first_seq < self.trimming.load(Ordering::Acquire) => {
+                    let left = self.trimming.load(Ordering::Acquire);
+                    return self.read(left, records_max, bytes_max);
+                }
+                // What comes before the damage first; the next read begins with it.
+                Err(_) if !records.is_empty() => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(records)
     }
 
     fn load(&self, record: Located) -> Result<Record> {
@@ -293,7 +324,9 @@ impl Topic {
         let open = self.db.get()?;
         let log = open.log()?;
         let mut options = ReadOptions::default();
-        options.set_iterate_lower_bound(keys::log(self.id, 0));
+        let first_seq = self.first_seq();
+        let from_seq = from_seq.max(first_seq);
+        options.set_iterate_lower_bound(keys::log(self.id, first_seq));
         options.set_iterate_upper_bound(keys::log(self.id, end));
         options.set_readahead_size(READ_AHEAD_BYTES);
         let mut iterator = open.rocks.raw_iterator_cf_opt(&log, options);
@@ -302,12 +335,16 @@ impl Topic {
             iterator.status().map_err(|e| self.db.failed("read", e))?;
             iterator.seek(keys::log(self.id, from_seq));
         }
-        let mut records = Vec::new();
+        let mut records: Vec<Located> = Vec::new();
         let mut bytes = 0;
         while let Some((key, value)) = iterator.item() {
             let first_seq = keys::log_seq(self.id, key)?;
             let (header, stored) = RecordHeader::decode(value)?;
             if first_seq + u64::from(header.span) > from_seq {
+                match self.check_hole(records.last().map_or(from_seq, Located::after), first_seq) {
+                    Err(_) if !records.is_empty() => return Ok(records),
+                    found => found?,
+                }
                 bytes += stored.length();
                 if !records.is_empty() && bytes > bytes_max as u64 {
                     return Ok(records);
@@ -327,8 +364,30 @@ impl Topic {
         }
         // An iterator that met damage ends like one that met the end; only its status tells them
         // apart.
-        iterator.status().map_err(|e| self.db.failed("read", e))?;
-        Ok(records)
+        let ended = iterator.status().map_err(|e| self.db.failed("read", e));
+        let ended = ended
+            .and_then(|()| self.check_hole(records.last().map_or(from_seq, Located::after), end));
+        match ended {
+            // What comes before the damage first; the next read begins with it.
+            Err(_) if !records.is_empty() => Ok(records),
+            ended => ended.map(|()| records),
+        }
+    }
+
+    /// Records follow each other without a hole, but for what retention deletes meanwhile.
+    fn check_hole(&self, expected: u64, found: u64) -> Result<()> {
+        let expected = expected.max(self.trimming.load(Ordering::Acquire));
+        if found <= expected {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Corrupt,
+            format!(
+                "topic {:?}: seqs {expected} to {} are missing from the log",
+                self.name,
+                found - 1
+            ),
+        ))
     }
 
     /// Wakes `waker` at the next append, completed record or close. Register, then look again.

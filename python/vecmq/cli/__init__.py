@@ -36,6 +36,8 @@ from vecmq.cli.bench import bench
 from vecmq.cli.demo import demo
 from vecmq.cli.pub import pub
 from vecmq.cli.queue import queue
+from vecmq.cli.queue_check import check as queue_check
+from vecmq.cli.queue_topics import topics  # noqa: F401 - registers it and its neighbours
 from vecmq.cli.serve import serve
 from vecmq.cli.sub import sub
 from vecmq.errors import (
@@ -47,7 +49,7 @@ from vecmq.errors import (
     ServerError,
 )
 
-__all__ = ["app", "bench", "demo", "main", "pub", "queue", "serve", "sub"]
+__all__ = ["app", "bench", "demo", "main", "pub", "queue", "queue_check", "serve", "sub"]
 
 
 @app.meta.default
