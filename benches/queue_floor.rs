@@ -94,6 +94,7 @@ fn journal(messages: &Bytes, rows: bool) -> Duration {
         message_bytes_max: 1 << 30,
         router: RouterConfig::default(),
         retention: Retention::default(),
+        attach: false,
         stream_limits: StreamLimits {
             age_ms_max: None,
             bytes_max: None,
