@@ -86,7 +86,6 @@ fn check(bytes: &[u8], mut next: u64) -> u64 {
 fn journal(messages: &Bytes, rows: bool) -> Duration {
     let directory = tempfile::tempdir().unwrap();
     let hub = Hub::open(HubOptions {
-        attach: false,
         mode: Mode::Queue,
         queue_path: Some(directory.path().join("log")),
         nats: None,
@@ -95,6 +94,7 @@ fn journal(messages: &Bytes, rows: bool) -> Duration {
         message_bytes_max: 1 << 30,
         router: RouterConfig::default(),
         retention: Retention::default(),
+        attach: false,
         stream_limits: StreamLimits {
             age_ms_max: None,
             bytes_max: None,

@@ -30,6 +30,7 @@ fn hub(path: &Path, codec: Codec) -> Hub {
         message_bytes_max: LIMIT_BYTES,
         router: RouterConfig::default(),
         retention: Retention::default(),
+        attach: false,
         stream_limits: StreamLimits {
             age_ms_max: None,
             bytes_max: None,
