@@ -440,7 +440,7 @@ class _Copy:
         publisher = self._hub.publisher(self._topic)
         topic = quote(self._name, safe="")
         for messages in self._source.windows(self._scan, self._after):
-            items = [_item(message_id, topic, payload) for message_id, payload in messages]
+            items: list[object] = [_item(number, topic, payload) for number, payload in messages]
             # One call is one write of the log: after a kill all of them are there, or none.
             publisher.publish_wait(items, None, None)
             self._copied += len(items)
