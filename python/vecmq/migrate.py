@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final, Self
 from urllib.parse import quote
 
 import vecmq.sync
+from vecmq._messages import Prepared
 from vecmq._native import RocksMq, RocksScan, check_topic_name, peek, topic_bounds
 from vecmq._options import MESSAGE_BYTES_MAX, Level
 from vecmq.errors import (
@@ -34,7 +35,6 @@ from vecmq.errors import (
 )
 
 if TYPE_CHECKING:
-    from vecmq._messages import Item
     from vecmq._native import Hub, Payload
 
 __all__ = [
@@ -456,9 +456,9 @@ class _Copy:
             )
 
 
-def _item(message_id: int, topic: str, payload: Payload) -> Item:
+def _item(message_id: int, topic: str, payload: Payload) -> Prepared:
     headers = [(ID_HEADER, str(message_id)), (TOPIC_HEADER, topic)]
-    return payload, False, None, 1, None, 1, headers
+    return Prepared((payload, False, None, 1, None, 1, headers))
 
 
 def _id_of(headers: Mapping[str, str], name: str) -> int | None:

@@ -21,8 +21,7 @@ class Retention:
             look after its ack.
         bytes_max: Bytes that a topic keeps. The queue deletes its oldest messages beyond it; a
             stream refuses new ones (it never deletes what was acknowledged and not read).
-        msgs_max: Messages that a stream keeps; it refuses new ones beyond it. The NATS route alone
-            has this limit.
+        msgs_max: Messages that a topic keeps; as `bytes_max`.
         unacked: True: delete also what a subscription group has not acked yet. Affects the queue;
             a stream deletes by age alone, acked or not.
 
