@@ -119,7 +119,7 @@ pub struct Hub {
     /// A task deletes what retention allows.
     retaining: Arc<AtomicBool>,
     /// Takes subscribers of other processes.
-    attach: Option<attach::Server>,
+    attach: Mutex<Option<attach::Server>>,
 }
 
 impl Hub {
@@ -170,14 +170,18 @@ impl Hub {
             started: Instant::now(),
             closed: AtomicBool::new(false),
         });
-        let mut hub =
-            Self { shared, topics: Arc::default(), retaining: Arc::default(), attach: None };
+        let hub = Self {
+            shared,
+            topics: Arc::default(),
+            retaining: Arc::default(),
+            attach: Mutex::default(),
+        };
         hub.recover()?;
         if let Some(queue) = &hub.shared.queue {
             queue.retain(unix_ms())?;
         }
         hub.start_retention()?;
-        hub.attach = hub.listen();
+        *hub.attach.lock().unwrap_or_else(PoisonError::into_inner) = hub.listen();
         Ok(hub)
     }
 
@@ -190,7 +194,7 @@ impl Hub {
             shared: Arc::clone(&self.shared),
             topics: Arc::clone(&self.topics),
             retaining: Arc::clone(&self.retaining),
-            attach: None,
+            attach: Mutex::default(),
         };
         let started = attach::Server::start(view, directory);
         started
@@ -274,7 +278,8 @@ impl Hub {
             return Ok(());
         }
         // Its threads use the stores.
-        if let Some(attach) = &self.attach {
+        let attach = self.attach.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(attach) = attach {
             attach.stop();
         }
         self.topics.lock().unwrap_or_else(PoisonError::into_inner).clear();
