@@ -34,9 +34,9 @@ pub(in crate::hybrid) struct Server {
 }
 
 struct State {
-    listener: OwnedFd,
-    /// The directory, wherever the process has gone meanwhile.
-    folder: File,
+    /// To end it: the socket, and the directory wherever the process has gone meanwhile. None: it
+    /// has ended; an open socket whose file is gone would keep the file system busy.
+    place: Mutex<Option<(OwnedFd, File)>>,
     stopping: AtomicBool,
     connections: Mutex<HashMap<u64, Connection>>,
 }
@@ -52,15 +52,14 @@ impl Server {
     pub(in crate::hybrid) fn start(hub: Hub, directory: &Path) -> io::Result<Self> {
         let (listener, folder) = socket::listen(directory)?;
         let state = Arc::new(State {
-            listener,
-            folder,
+            place: Mutex::new(Some((listener.try_clone()?, folder))),
             stopping: AtomicBool::new(false),
             connections: Mutex::default(),
         });
         let (own, hub) = (Arc::clone(&state), Arc::new(hub));
         let accepting = thread::Builder::new()
             .name("vecmq-attach".to_owned())
-            .spawn(move || own.accept(&hub))?;
+            .spawn(move || own.accept(&hub, &listener))?;
         Ok(Self { state, accepting: Mutex::new(Some(accepting)) })
     }
 
@@ -80,10 +79,13 @@ impl Server {
         if self.state.stopping.swap(true, Ordering::AcqRel) {
             return;
         }
-        // One that stays is replaced by the next owner.
-        let _ = socket::remove(&self.state.folder);
-        // Wakes the thread that accepts.
-        let _ = rustix::net::shutdown(&self.state.listener, Shutdown::Both);
+        let place = self.state.place.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some((listener, folder)) = place {
+            // A file that stays is replaced by the next owner.
+            let _ = socket::remove(&folder);
+            // Wakes the thread that accepts.
+            let _ = rustix::net::shutdown(&listener, Shutdown::Both);
+        }
         for connection in self.state.connections().values() {
             connection.peer.shutdown();
         }
@@ -98,10 +100,10 @@ impl Drop for Server {
 }
 
 impl State {
-    fn accept(self: &Arc<Self>, hub: &Arc<Hub>) {
+    fn accept(self: &Arc<Self>, hub: &Arc<Hub>, listener: &OwnedFd) {
         let mut last_id = 0;
         loop {
-            let accepted = rustix::net::accept_with(&self.listener, SocketFlags::CLOEXEC);
+            let accepted = rustix::net::accept_with(listener, SocketFlags::CLOEXEC);
             if self.stopping.load(Ordering::Acquire) {
                 return;
             }
