@@ -31,7 +31,8 @@ const DIRECTORY: &str = "values";
 /// Slices of one system call.
 const SLICES_MAX: usize = 64;
 /// Bytes of one system call. A larger one gets its page cache in huge pieces of memory, and those
-/// are what the host of a virtual machine takes back first: 5 MiB at a time took five times as long.
+/// are what the host of a virtual machine takes back first: 5 MiB at a time took five times as
+/// long.
 const WRITE_BYTES_MAX: usize = 512 << 10;
 
 /// The value files of one topic.
