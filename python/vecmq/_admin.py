@@ -10,10 +10,10 @@ from vecmq.errors import ConfigError
 from vecmq.retention import Retention
 
 if TYPE_CHECKING:
-    from vecmq._native import Explanation
+    from vecmq._native import Attached, Explanation, Hub
     from vecmq._options import Stores
 
-__all__ = ["Deleted", "GroupInfo", "TopicInfo"]
+__all__ = ["Deleted", "GroupInfo", "TopicInfo", "read_groups", "read_topic_info"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +84,19 @@ class Deleted:
     size_bytes: int
 
 
+def read_topic_info(native: Hub | Attached, topic: str) -> TopicInfo:
+    """Ask the core, of this process or of the owner, what a topic holds."""
+    values: dict[str, Any] = native.topic_info(topic)
+    own = values.pop("retention")
+    retention = None if own is None else Retention(*own)
+    return TopicInfo(name=topic, retention=retention, groups=read_groups(native, topic), **values)
+
+
+def read_groups(native: Hub | Attached, topic: str) -> list[GroupInfo]:
+    """Ask the core, of this process or of the owner, how far the groups of a topic are."""
+    return [GroupInfo(**values) for values in native.groups(topic)]
+
+
 class TopicAdmin:
     """Operations on topics that both handles have. In mode "nats" the server has them."""
 
@@ -124,10 +137,7 @@ class TopicAdmin:
             UnsupportedError: Mode "nats".
             ClosedError: The handle was closed.
         """
-        values: dict[str, Any] = self._stores.hub.topic_info(topic)
-        own = values.pop("retention")
-        retention = None if own is None else Retention(*own)
-        return TopicInfo(name=topic, retention=retention, groups=self.groups(topic), **values)
+        return read_topic_info(self._stores.hub, topic)
 
     def groups(self, topic: str) -> list[GroupInfo]:
         """Return how far the subscription groups of a topic are, by name.
@@ -140,7 +150,7 @@ class TopicAdmin:
             UnsupportedError: Mode "nats".
             ClosedError: The handle was closed.
         """
-        return [GroupInfo(**values) for values in self._stores.hub.groups(topic)]
+        return read_groups(self._stores.hub, topic)
 
     def delete_group(self, topic: str, group: str) -> None:
         """Delete a subscription group and its cursor: retention waits for it no longer.

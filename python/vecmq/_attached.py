@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from vecmq._admin import GroupInfo, TopicInfo
+from vecmq._admin import GroupInfo, TopicInfo, read_groups, read_topic_info
 from vecmq._native import Attached
 from vecmq._options import MESSAGE_BYTES_MAX, check_message_bytes
-from vecmq.retention import Retention
 
 if TYPE_CHECKING:
     import os
@@ -66,10 +65,7 @@ class AttachedAdmin:
             NotConnectedError: The owner has closed the directory or has ended.
             ClosedError: The handle was closed.
         """
-        values: dict[str, Any] = self._native.topic_info(topic)
-        own = values.pop("retention")
-        retention = None if own is None else Retention(*own)
-        return TopicInfo(name=topic, retention=retention, groups=self.groups(topic), **values)
+        return read_topic_info(self._native, topic)
 
     def groups(self, topic: str) -> list[GroupInfo]:
         """Return how far the subscription groups of a topic are, by name.
@@ -82,4 +78,4 @@ class AttachedAdmin:
             NotConnectedError: The owner has closed the directory or has ended.
             ClosedError: The handle was closed.
         """
-        return [GroupInfo(**values) for values in self._native.groups(topic)]
+        return read_groups(self._native, topic)
