@@ -14,13 +14,15 @@ PROPTEST_SLOW ?= 4096
 PROPTEST_FUZZ ?= 20000
 KILLS ?= 1000
 FAULTS ?= 20
+# Most Python tests wait for processes, elections and time-outs; all need 10 minutes of CPU.
+WORKERS ?= 2
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help build-dev build-prod demo lint format test test-core test-rust test-python test-slow \
-        test-kills bench bench-queue bench-smoke bench-rust bench-python bench-instructions \
-        peers fuzz check clean \
+        test-kills test-nats-faults bench bench-queue bench-nats bench-smoke bench-rust \
+        bench-python bench-instructions peers fuzz check clean \
         venv-demo venv-check
 
 help:  ## Show this
@@ -70,12 +72,13 @@ test-rust: venv-check  ## Every Rust test, debug profile
 
 # Release profile: what users run, and what `make demo` has built already.
 test-python: venv-check build-prod  ## Every Python test, on the release build
-	$(VENV_PYTHON) -m pytest
+	$(VENV_PYTHON) -m pytest -n $(WORKERS) --dist worksteal
 
 test-slow: venv-check build-prod  ## All that and the slow tests, with many more generated cases
 	PROPTEST_CASES=$(PROPTEST_SLOW) $(RUN) $(CARGO_TEST)
 	VECMQ_HYPOTHESIS=slow $(VENV_PYTHON) -m pytest -m "slow or not slow" --timeout 1200
 	$(MAKE) test-kills
+	$(MAKE) test-nats-faults
 
 # 1,000 kills of a process that appends, acknowledges, deletes and purges; damage at ten times the
 # positions; exits, forks, Ctrl-C, cancellation and full disks, each 20 times as often.
@@ -85,6 +88,12 @@ test-kills: venv-check build-prod  ## The faults of the queue, long: prints what
 	VECMQ_FAULTS=$(FAULTS) $(VENV_PYTHON) -m pytest -rP --timeout 1200 \
 		tests/test_faults_disk.py tests/test_faults_process.py
 
+# 1,000 kills of nats-server with 2,000 acknowledgements each; every other fault of the route and of
+# a cluster 20 times as often.
+test-nats-faults: venv-check build-prod  ## The faults of the NATS route, long: prints all counts
+	VECMQ_NATS_KILLS=$(KILLS) VECMQ_FAULTS=$(FAULTS) $(VENV_PYTHON) -m pytest -rP \
+		-o log_level=ERROR --timeout 7200 tests/test_nats_faults_*.py tests/test_nats_cluster.py
+
 bench: build-prod  ## The four workloads on queue, nats and hybrid
 	.venv/bin/vecmq bench table1
 
@@ -92,10 +101,18 @@ BENCH_QUEUE ?=
 bench-queue: venv-check build-prod  ## The queue's goals against its peers (needs make peers)
 	$(RUN) $(VENV_PYTHON) benches/queue_goals $(BENCH_QUEUE)
 
+BENCH_NATS ?=
+# A row of each kind.
+SMOKE_NATS := 64KB-publish-window 64KB-pubsub-natsmq 1KB-async-nats 64KB-rust-vectored \
+              5MB-core-vectored cpu-sent copies-64KB random-auto-raw sparse-auto-1Gb
+bench-nats: venv-check build-prod  ## The NATS route's goals against its peers (needs make peers)
+	$(RUN) $(VENV_PYTHON) benches/nats_goals $(BENCH_NATS)
+
 bench-smoke: venv-check build-prod bench-instructions
 	.venv/bin/vecmq bench table1 --scale 0.1
 	$(RUN) cargo bench --locked --bench frame --bench router --bench queue -- --test
 	$(RUN) $(VENV_PYTHON) benches/queue_goals --scale 0.01 --rounds 1
+	$(RUN) $(VENV_PYTHON) benches/nats_goals --scale 0.01 --rounds 1 --only $(SMOKE_NATS)
 	$(VENV_PYTHON) -m pytest benches/python --benchmark-disable
 
 bench-rust: venv-demo  ## Micro-benchmarks of frame, router and queue (criterion)

@@ -100,7 +100,7 @@ fn checksums(criterion: &mut Criterion) {
 /// Payload -> frame (codec and checksum), and body -> payload bytes in place. zstd1 gets the sparse
 /// floats that it is for, the others dense ones.
 fn codecs(criterion: &mut Criterion) {
-    for codec in [Codec::Raw, Codec::Zstd1, Codec::Planes] {
+    for codec in [Codec::Raw, Codec::Zstd1, Codec::Planes, Codec::Pk3] {
         let payloads = SIZES.map(if codec == Codec::Zstd1 { sparse } else { dense });
         let mut group = criterion.benchmark_group(format!("encode/{}", codec.name()));
         for payload in &payloads {

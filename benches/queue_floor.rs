@@ -90,7 +90,8 @@ fn journal(messages: &Bytes, rows: bool) -> Duration {
         queue_path: Some(directory.path().join("log")),
         nats: None,
         durable: false,
-        codec: Codec::Raw,
+        codec: Codec::Raw.into(),
+        link_bytes_per_s: None,
         message_bytes_max: 1 << 30,
         router: RouterConfig::default(),
         retention: Retention::default(),
@@ -100,6 +101,7 @@ fn journal(messages: &Bytes, rows: bool) -> Duration {
             bytes_max: None,
             msgs_max: None,
             replicas: 1,
+            atomic: false,
         },
     })
     .unwrap();
@@ -135,6 +137,8 @@ fn publish(topic: &Arc<HubTopic>, call: Bytes, rows: bool) {
         }),
         rows: u32::try_from(rows).unwrap(),
         headers: Headers::empty(),
+        expected_last_seq: None,
+        codec: None,
     };
     let submissions = if rows {
         let count = call.len() / MESSAGE_BYTES;
@@ -152,9 +156,9 @@ fn receive(mut subscriber: Subscriber, count: u64) -> Instant {
     let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
     let mut next = 0;
     while next < count {
-        let batch = subscriber.poll(CALL_MESSAGES, &waker).unwrap();
+        let batch = subscriber.poll(CALL_MESSAGES, &waker, false).unwrap();
         for message in &batch {
-            next = check(&message.payload, next);
+            next = check(message.payload().unwrap(), next);
         }
         vecmq::hybrid::Message::ack_all(&batch).unwrap();
         if batch.is_empty() {

@@ -40,6 +40,9 @@ pub enum ErrorKind {
     Storage,
     /// No connection to the NATS server, or to the process that owns an attached directory.
     NotConnected,
+    /// The NATS server does not let us: credentials it does not take, or a subject that its
+    /// permissions keep from us.
+    Denied,
     /// No JetStream stream listens on the subject.
     NoStream,
     /// The server refused the publish with an API error code; nothing was stored.

@@ -19,7 +19,9 @@ for line in sys.stdin:
         exec(line.replace("\\x1f", "\\n"), kept)
     except vecmq.Error as error:
         kept["out"] = type(error).__name__
-    print(repr(kept["out"]), flush=True)
+    # In one write: a child that it forked may write too.
+    sys.stdout.write(repr(kept["out"]) + "\\n")
+    sys.stdout.flush()
 """
 
 ATTACH = "mq = vecmq.sync.attach(sys.argv[1])"

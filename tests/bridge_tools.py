@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import nats
@@ -43,7 +44,8 @@ class Case:
 
     def __init__(self, nc: NatsClient, **options: Any) -> None:
         self.nc = nc
-        self.js = bridge.wrap(nc, **options).jetstream(timeout=20)
+        self.client = bridge.wrap(nc, **{"native": False, **options})
+        self.js = self.client.jetstream(timeout=20)
         self.subject = f"s-{uuid.uuid4().hex}"
 
     async def stored(self) -> list[Stored]:
@@ -114,3 +116,25 @@ def after_each_frame(monkeypatch: pytest.MonkeyPatch, do: Callable[[int], object
         return ack
 
     monkeypatch.setattr(JetStreamContext, "publish", publish)
+
+
+LARGE = np.frombuffer(random_bytes(3 * MIB), np.float32).reshape(-1, 256)
+
+
+class Errors(list[Exception]):
+    async def add(self, error: Exception) -> None:
+        self.append(error)
+
+
+@asynccontextmanager
+async def client(
+    server: EmbeddedServer, errors: Errors | None = None, **options: Any
+) -> AsyncIterator[bridge.Client]:
+    callbacks = {} if errors is None else {"error_cb": errors.add}
+    nc = await bridge.connect(server.url, token=server.token, **{**callbacks, **options})
+    try:
+        async with asyncio.timeout(50):
+            yield nc
+        assert nc.stats["reconnects"] == 0
+    finally:
+        await nc.close()

@@ -11,6 +11,8 @@ import psutil
 import pytest
 from hypothesis import HealthCheck, settings
 
+from cluster_tools import shared_pids
+
 # No deadline: a loaded machine is not a failure. `make test-slow` takes the slow profile.
 settings.register_profile("fast", max_examples=50, deadline=None)
 settings.register_profile(
@@ -31,7 +33,7 @@ def no_process_is_left() -> Iterator[None]:
     before = own.children()
     yield
     for child in own.children():
-        if child not in before:
+        if child not in before and child.pid not in shared_pids:
             with contextlib.suppress(psutil.NoSuchProcess):
                 for process in [*child.children(recursive=True), child]:
                     process.kill()

@@ -26,7 +26,8 @@ fn hub(path: &Path, codec: Codec) -> Hub {
         queue_path: Some(path.to_owned()),
         nats: None,
         durable: false,
-        codec,
+        codec: codec.into(),
+        link_bytes_per_s: None,
         message_bytes_max: LIMIT_BYTES,
         router: RouterConfig::default(),
         retention: Retention::default(),
@@ -36,6 +37,7 @@ fn hub(path: &Path, codec: Codec) -> Hub {
             bytes_max: None,
             msgs_max: None,
             replicas: 1,
+            atomic: false,
         },
     })
     .unwrap()
@@ -62,6 +64,8 @@ fn plain(length: usize, headers: &[(&str, &str)]) -> Submission {
         layout: None,
         rows: 1,
         headers: Headers::new(pairs.collect()).unwrap(),
+        expected_last_seq: None,
+        codec: None,
     }
 }
 
@@ -115,7 +119,8 @@ fn damaged(value: &[u8]) -> Vec<Vec<u8>> {
 #[test]
 fn every_flipped_bit_and_every_truncation_is_refused() {
     let directory = tempfile::tempdir().unwrap();
-    for (name, codec) in [("raw", Codec::Raw), ("zstd1", Codec::Zstd1), ("planes", Codec::Planes)] {
+    for codec in Codec::ALL {
+        let name = codec.name();
         let records = entries(&directory.path().join(name), codec);
         assert!(records.len() == 7);
         let path = directory.path().join(format!("{name}-damaged"));

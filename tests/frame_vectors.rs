@@ -1,7 +1,8 @@
 //! Golden frames: what a released version wrote, every later one reads.
 //!
-//! `tests/vectors/frames-v1.json` was written by `write_vectors` and is never written again; a new
-//! wire version gets a file of its own. The pure-Python reader is held to the same file.
+//! The files in `tests/vectors` were written by `write_vectors` and are never written again; a new
+//! wire version, and codecs that came later, get a file of their own. The pure-Python reader is
+//! held to the same files.
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a panic is how a test fails")]
 
@@ -9,9 +10,14 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
-use vecmq::frame::{Assembly, Codec, Header, Layout, MessageId, Outgoing, Plan, ProducerId};
+use vecmq::frame::{
+    Assembly, Codec, Coding, Header, Layout, MessageId, Outgoing, Plan, ProducerId,
+};
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors/frames-v1.json");
+/// pk3, lz4 and levels of zstd.
+const CODECS_FILE: &str =
+    concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors/frames-v1-codecs.json");
 const LIMIT: u64 = 1 << 20;
 
 fn hex(bytes: &[u8]) -> String {
@@ -33,12 +39,55 @@ fn floats(count: u32) -> Vec<u8> {
     (0..count).flat_map(|i| (noise(i) | 0x3F80_0000).to_le_bytes()).collect()
 }
 
-fn cases() -> Vec<(&'static str, Outgoing, Codec, u32)> {
-    let id = |seq| MessageId { producer: ProducerId(*b"0123456789abcdef"), epoch: 3, seq };
-    let case = |name, seq, rows, layout: Option<(&str, u16, Vec<u64>)>, payload, codec, chunk| {
-        let layout = layout.map(|(name, size, shape)| Layout::new(name, size, shape).unwrap());
-        (name, Outgoing { id: id(seq), rows, layout, payload: Bytes::from(payload) }, codec, chunk)
-    };
+/// Float32 values of many scales, each half as often as the one above.
+fn scales(count: u32) -> Vec<u8> {
+    let noise = |i: u32| i.wrapping_mul(2_654_435_761) ^ i.wrapping_mul(0x9E37) >> 3;
+    let float = |n: u32| n & 0x807F_FFFF | (127 - (n >> 8).trailing_zeros().min(20)) << 23;
+    (1..=count).flat_map(|i| float(noise(i)).to_le_bytes()).collect()
+}
+
+/// The upper halves of [`scales`]: bfloat16.
+fn scales16(count: u32) -> Vec<u8> {
+    scales(count).chunks(4).flat_map(|float| float[2..].to_vec()).collect()
+}
+
+/// Name, message, how it is coded, bytes of a chunk.
+type Case = (&'static str, Outgoing, Coding, u32);
+
+fn case(
+    name: &'static str,
+    seq: u64,
+    rows: u32,
+    layout: Option<(&str, u16, Vec<u64>)>,
+    payload: Vec<u8>,
+    coding: impl Into<Coding>,
+    chunk: u32,
+) -> Case {
+    let id = MessageId { producer: ProducerId(*b"0123456789abcdef"), epoch: 3, seq };
+    let layout = layout.map(|(name, size, shape)| Layout::new(name, size, shape).unwrap());
+    (name, Outgoing { id, rows, layout, payload: Bytes::from(payload) }, coding.into(), chunk)
+}
+
+fn codec_cases() -> Vec<Case> {
+    let (pk3, lz4) = (Codec::Pk3, Codec::Lz4);
+    let f4 = |shape| Some(("float32", 4, shape));
+    let b2 = |shape| Some(("bfloat16", 2, shape));
+    let text = b"a frame is a header and a coded chunk; ".repeat(20);
+    vec![
+        case("pk3", 1, 1, f4(vec![2, 256]), scales(512), pk3, 4096),
+        case("pk3, a short group", 2, 1, f4(vec![300]), scales(300), pk3, 4096),
+        case("pk3, 100 elements", 3, 1, f4(vec![100]), scales(100), pk3, 4096),
+        case("pk3 bfloat16", 4, 1, b2(vec![3, 133]), scales16(399), pk3, 4096),
+        case("pk3 group", 5, 1, b2(vec![700]), scales16(700), pk3, 560),
+        case("pk3 does not shrink", 6, 1, f4(vec![1]), scales(1), pk3, 560),
+        case("lz4", 7, 1, None, vec![0; 900], lz4, 1000),
+        case("lz4 text", 8, 1, None, text.clone(), lz4, 1000),
+        case("lz4 group", 9, 1, None, text.clone(), lz4, 300),
+        case("zstd level 19", 10, 1, None, text, Coding::zstd(19).unwrap(), 1000),
+    ]
+}
+
+fn cases() -> Vec<Case> {
     let (raw, zstd1, planes) = (Codec::Raw, Codec::Zstd1, Codec::Planes);
     let f4 = |shape| Some(("float32", 4, shape));
     let zeros = |count| vec![0; count];
@@ -59,11 +108,11 @@ fn cases() -> Vec<(&'static str, Outgoing, Codec, u32)> {
     ]
 }
 
-fn frames(message: &Outgoing, codec: Codec, chunk: u32) -> Vec<Value> {
+fn frames(message: &Outgoing, coding: Coding, chunk: u32) -> Vec<Value> {
     let itemsize = message.layout.as_ref().map_or(1, Layout::itemsize);
     let plan = Plan::new(message.payload.len() as u64, itemsize, chunk).unwrap();
     let frame = |index| {
-        let frame = message.frame(&plan, index, codec).unwrap();
+        let frame = message.frame(&plan, index, coding).unwrap();
         let mut header = Vec::new();
         frame.header.encode(&mut header);
         let fields: HashMap<_, _> = frame.header.to_fields().into_iter().collect();
@@ -73,11 +122,19 @@ fn frames(message: &Outgoing, codec: Codec, chunk: u32) -> Vec<Value> {
 }
 
 #[test]
-#[ignore = "writes the golden file; run once for a new wire version"]
+#[ignore = "writes the golden files that are not there"]
 fn write_vectors() {
-    let cases: Vec<Value> = cases()
+    for (file, cases) in [(FILE, cases()), (CODECS_FILE, codec_cases())] {
+        if !std::fs::exists(file).unwrap() {
+            write(file, cases);
+        }
+    }
+}
+
+fn write(file: &str, cases: Vec<Case>) {
+    let cases: Vec<Value> = cases
         .into_iter()
-        .map(|(name, message, codec, chunk)| {
+        .map(|(name, message, coding, chunk)| {
             json!({
                 "name": name,
                 "id": message.id.to_string(),
@@ -85,18 +142,22 @@ fn write_vectors() {
                 "dtype": message.layout.as_ref().map(Layout::dtype),
                 "shape": message.layout.as_ref().map(Layout::shape),
                 "payload": hex(&message.payload),
-                "frames": frames(&message, codec, chunk),
+                "frames": frames(&message, coding, chunk),
             })
         })
         .collect();
-    std::fs::write(FILE, serde_json::to_string_pretty(&cases).unwrap() + "\n").unwrap();
+    std::fs::write(file, serde_json::to_string_pretty(&cases).unwrap() + "\n").unwrap();
+}
+
+fn golden(file: &str) -> Vec<Value> {
+    serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap()
 }
 
 #[test]
 fn golden_frames_are_read() {
-    let golden: Vec<Value> = serde_json::from_slice(&std::fs::read(FILE).unwrap()).unwrap();
-    assert_eq!(golden.len(), cases().len());
-    for case in &golden {
+    assert_eq!(golden(FILE).len(), cases().len());
+    assert_eq!(golden(CODECS_FILE).len(), codec_cases().len());
+    for case in golden(FILE).iter().chain(&golden(CODECS_FILE)) {
         let mut assembly: Option<Assembly> = None;
         for frame in case["frames"].as_array().unwrap() {
             let binary = unhex(&frame["header"]);
@@ -118,13 +179,14 @@ fn golden_frames_are_read() {
     }
 }
 
-/// What has no freedom (headers, raw bodies) is written today as it was then.
+/// What has no freedom (headers, raw bodies, packed exponents) is written today as it was then.
 #[test]
 fn headers_and_raw_frames_are_written_as_ever() {
-    let golden: Vec<Value> = serde_json::from_slice(&std::fs::read(FILE).unwrap()).unwrap();
-    for ((name, message, codec, chunk), case) in cases().into_iter().zip(&golden) {
-        if codec == Codec::Raw {
-            assert_eq!(Value::Array(frames(&message, codec, chunk)), case["frames"], "{name}");
+    for (file, cases) in [(FILE, cases()), (CODECS_FILE, codec_cases())] {
+        for ((name, message, coding, chunk), case) in cases.into_iter().zip(golden(file)) {
+            if coding == Codec::Raw || coding == Codec::Pk3 {
+                assert_eq!(Value::Array(frames(&message, coding, chunk)), case["frames"], "{name}");
+            }
         }
     }
 }

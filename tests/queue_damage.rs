@@ -19,9 +19,16 @@ use vecmq::ErrorKind;
 use vecmq::queue::{Queue, QueueOptions, Retention, Topic, check};
 
 const CHILD: &str = "VECMQ_DAMAGE_DIRECTORY";
+/// How many records the child appends, where not [`RECORDS`].
+const CHILD_RECORDS: &str = "VECMQ_DAMAGE_RECORDS";
 const RECORDS: u64 = 300;
+/// They fill the log's memtable, and so a write-ahead log, more than twice.
+const MANY_RECORDS: u64 = 4000;
 
 fn value(seq: u64) -> Vec<u8> {
+    if seq > RECORDS {
+        return vec![u8::try_from(seq % 251).unwrap(); 12_000];
+    }
     let length = if seq % 50 == 10 { 20_000 } else { 40 + usize::try_from(seq % 90).unwrap() };
     (0..length as u64).map(|at| u8::try_from((seq * 31 + at * 7) % 251).unwrap()).collect()
 }
@@ -41,16 +48,22 @@ fn append(topic: &Arc<Topic>, seqs: std::ops::RangeInclusive<u64>) {
 fn child() {
     let Some(directory) = std::env::var_os(CHILD) else { return };
     let queue = Queue::open(Path::new(&directory), QueueOptions::default()).unwrap();
-    append(&queue.topic("t").unwrap(), 1..=RECORDS);
+    let records = std::env::var(CHILD_RECORDS).map_or(RECORDS, |count| count.parse().unwrap());
+    append(&queue.topic("t").unwrap(), 1..=records);
     std::io::stderr().write_all(b"x").unwrap();
     std::thread::sleep(Duration::from_mins(10));
 }
 
 /// A directory with acknowledged records whose process was killed.
 fn killed(path: &Path) {
+    killed_after(path, RECORDS);
+}
+
+fn killed_after(path: &Path, records: u64) {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["child", "--exact", "--nocapture"])
         .env(CHILD, path)
+        .env(CHILD_RECORDS, records.to_string())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
@@ -133,7 +146,7 @@ impl Counts {
 }
 
 /// Opens a damaged directory and reads all of it.
-fn outcome(path: &Path) -> Outcome {
+fn outcome(path: &Path, wanted: u64) -> Outcome {
     let queue = match Queue::open(path, QueueOptions::default()) {
         Ok(queue) => queue,
         Err(error) => {
@@ -163,7 +176,7 @@ fn outcome(path: &Path) -> Outcome {
         }
     }
     match next {
-        next if next == RECORDS + 1 => Outcome::Whole,
+        next if next == wanted + 1 => Outcome::Whole,
         _ if queue.recovery().is_repaired() => Outcome::Reported,
         _ => Outcome::Silent,
     }
@@ -176,7 +189,7 @@ fn case(whole: &Path, damage: impl Fn(&Path)) -> Outcome {
     copy(whole, &path);
     damage(&path);
     let checked = check(&path, &mut |_| Ok(()));
-    let outcome = outcome(&path);
+    let outcome = outcome(&path, RECORDS);
     if outcome == Outcome::Refused || outcome == Outcome::ReadError {
         let found = checked.map_or(true, |checked| !checked.faults.is_empty());
         assert!(found, "{outcome:?}, and the check found nothing");
@@ -308,6 +321,31 @@ fn files_that_are_damaged_or_gone_are_an_error() {
     }
     counts.print("CURRENT, MANIFEST, write-ahead log, value files");
     assert_eq!((counts.silent, counts.reported), (0, 0));
+}
+
+#[test]
+fn none_of_several_write_ahead_logs_can_go_in_silence() {
+    if std::env::var_os(CHILD).is_some() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let whole = directory.path().join("whole");
+    killed_after(&whole, MANY_RECORDS);
+    let logs = || std::fs::read_dir(&whole).unwrap().map(|entry| entry.unwrap().path());
+    let mut logs: Vec<_> = logs().filter(|file| file.extension() == Some("log".as_ref())).collect();
+    logs.sort();
+    assert!(logs.len() > 1, "{logs:?}");
+    let mut counts = Counts::default();
+    for log in &logs {
+        let path = directory.path().join("copy");
+        copy(&whole, &path);
+        std::fs::remove_file(path.join(log.file_name().unwrap())).unwrap();
+        counts.add(outcome(&path, MANY_RECORDS));
+        std::fs::remove_dir_all(&path).unwrap();
+    }
+    assert_eq!(outcome(&whole, MANY_RECORDS), Outcome::Whole);
+    counts.print("each of several write-ahead logs removed");
+    assert_eq!(u64::from(counts.refused), logs.len() as u64, "{counts:?}");
 }
 
 #[test]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -42,6 +44,18 @@ def is_running(pid: int) -> bool:
 
 def wait_gone(pid: int, timeout_s: float = WAIT_S) -> None:
     wait_until(lambda: not is_running(pid), timeout_s)
+
+
+def pause(pid: int) -> None:
+    """SIGSTOP, until it holds: threads on other cores run on after the signal was sent."""
+    os.kill(pid, signal.SIGSTOP)
+    threads = Path(f"/proc/{pid}/task")
+    wait_until(
+        lambda: all(
+            thread.joinpath("stat").read_text().rpartition(") ")[2].startswith("T")
+            for thread in threads.iterdir()
+        )
+    )
 
 
 def watchdog_of(pid: int) -> psutil.Process:

@@ -14,9 +14,9 @@ import pytest
 import vecmq
 import vecmq.sync
 from attach_tools import ATTACH, Process
+from subscriber_tools import LONG_S, fetch_all
 from vecmq.cli import main
 
-LONG_S = 20.0
 FETCH_ALL = """
 batch = []
 while len(batch) < {count}:
@@ -28,15 +28,6 @@ while len(batch) < {count}:
 def owner(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[vecmq.sync.Handle]:
     with vecmq.sync.open(tmp_path, request.param) as opened:
         yield opened
-
-
-def fetch_all(subscriber: vecmq.sync.Subscriber, count: int) -> list[vecmq.Message]:
-    messages: list[vecmq.Message] = []
-    while len(messages) < count:
-        batch = subscriber.fetch(count - len(messages), timeout_s=LONG_S)
-        assert batch, f"{len(messages)} of {count} messages came"
-        messages += batch
-    return messages
 
 
 def facts(message: vecmq.Message) -> tuple[object, ...]:

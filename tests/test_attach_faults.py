@@ -15,19 +15,10 @@ import pytest
 import vecmq
 import vecmq.sync
 from attach_tools import ATTACH, OPEN, Process
+from subscriber_tools import LONG_S, fetch_all
 
-LONG_S = 20.0
 SUBSCRIBE = f"{ATTACH}; s = mq.subscribe('t', 'g', ack_wait_s=None)"
 FETCH = "batch = s.fetch(10, timeout_s=20); out = [m.seq for m in batch]"
-
-
-def fetch_all(subscriber: vecmq.sync.Subscriber, count: int) -> list[vecmq.Message]:
-    messages: list[vecmq.Message] = []
-    while len(messages) < count:
-        batch = subscriber.fetch(count - len(messages), timeout_s=LONG_S)
-        assert batch, f"{len(messages)} of {count} messages came"
-        messages += batch
-    return messages
 
 
 def test_a_killed_subscriber_before_its_ack(tmp_path: Path) -> None:

@@ -184,7 +184,7 @@ class TestGroups:
 
     @pytest.mark.parametrize("dtype", ["float32", "float16", "bool", "bfloat16", "complex64"])
     @pytest.mark.parametrize("shape", [(), (0, 4), (256,), (5, 300_001)], ids=str)
-    @pytest.mark.parametrize("codec", ["raw", "zstd1", "planes"])
+    @pytest.mark.parametrize("codec", ["raw", "zstd", "planes", "pk3", "lz4"])
     def test_arrays_come_back_bit_equal(
         self, run: Run, dtype: str, shape: tuple[int, ...], codec: str
     ) -> None:

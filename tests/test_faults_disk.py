@@ -10,7 +10,8 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ import pytest
 
 import vecmq
 import vecmq.sync
+from cluster_tools import wait_for
 from fault_tools import run, start, times
 from vecmq.cli import main
 from vecmq.cli.base import EXIT_CONNECT, EXIT_FAILED
@@ -181,6 +183,40 @@ def test_an_event_loop_goes_on_while_the_disk_is_full(small_disk: Path, size_byt
     )
     assert acked > 5
     assert refused >= 5
+
+
+def test_an_ack_that_its_owner_cannot_save_is_raised_by_the_next_call(small_disk: Path) -> None:
+    """An attached subscriber's acknowledgement is not answered; nor is its failure silent."""
+    path, count = small_disk / "mq", 50
+    with vecmq.sync.open(path, mode="queue") as mq, vecmq.sync.attach(path) as attached:
+        publisher, subscriber = mq.publisher("t"), attached.subscribe("t", "g")
+        publisher.publish_many([body(seq, KIB) for seq in range(count)])
+        messages = subscriber.fetch(count, timeout_s=10)
+        assert len(messages) == count
+        while succeeds(lambda: publisher.publish(bytes(10 * KIB))):
+            pass
+        told = 0
+        while succeeds(messages[told].ack):
+            told += 1
+            time.sleep(0.02)
+        grow(small_disk)
+        wait_for(lambda: succeeds(lambda: publisher.publish(b"room")))
+        # What was told is saved with the next one; the call that raised told nothing.
+        for message in messages[told:]:
+            wait_for(partial(succeeds, message.ack))
+        wait_for(lambda: mq.groups("t")[0].next_seq == messages[-1].seq + 1)
+    with vecmq.sync.open(path, mode="queue") as mq:
+        (group,) = mq.groups("t")
+    print(f"told {told} acks before the error, saved in the end {group.next_seq - 1} of {count}")
+    assert group.next_seq == messages[-1].seq + 1
+
+
+def succeeds(call: Callable[[], object]) -> bool:
+    try:
+        call()
+    except vecmq.StorageError:
+        return False
+    return True
 
 
 OPEN = """

@@ -20,6 +20,8 @@ import vecmq.sync
 from vecmq._options import Mode
 from vecmq.server import EmbeddedServer
 
+from server_tools import pause
+
 KIB = 1024
 MIB = 1024 * KIB
 SIZES = [0, 1, 1 * KIB, 63 * KIB, 64 * KIB, 65 * KIB, 1 * MIB - 1, 1 * MIB, 3 * MIB + 17, 9 * MIB]
@@ -352,7 +354,7 @@ def test_a_publish_without_a_server_is_unknown_and_resolved_later(tmp_path: Path
             publisher, subscriber = mq.publisher("t"), mq.subscribe("t", group="g")
             publisher.publish(payload(MIB, 1))
             assert server.pid is not None
-            os.kill(server.pid, signal.SIGSTOP)
+            pause(server.pid)
             try:
                 with pytest.raises(vecmq.PublishUnknownError):
                     publisher.publish(payload(MIB, 2), timeout_s=0.5)

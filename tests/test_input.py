@@ -13,7 +13,8 @@ import pytest
 
 import vecmq
 import vecmq.sync
-from vecmq._options import Mode, from_url
+from vecmq._nats_options import from_url
+from vecmq._options import Mode
 
 
 @pytest.fixture
@@ -95,9 +96,20 @@ def test_routes_and_modes(mq: vecmq.sync.Handle, tmp_path: Path) -> None:
         mq.publisher("t").publish(b"x", route="other")  # type: ignore[arg-type]
     with pytest.raises(vecmq.ConfigError):
         mq.publisher("t").publish(b"x", route="nats")
+    for codec, codec_level in (("gzip", None), ("zstd", 20), ("lz4", 1), (None, 3)):
+        with pytest.raises(vecmq.ConfigError):
+            mq.publisher("t", codec=codec, codec_level=codec_level)  # type: ignore[arg-type]
     for options in (
         {"mode": "both"},
         {"codec": "gzip"},
+        {"codec": "zstd1"},
+        {"codec": "zstd", "codec_level": 0},
+        {"codec": "zstd", "codec_level": 20},
+        {"codec": "zstd", "codec_level": "9"},
+        {"codec": "planes", "codec_level": 3},
+        {"codec_level": 3},
+        {"nats": vecmq.NatsOptions("nats://127.0.0.1:1", link_bytes_per_s=0)},
+        {"nats": vecmq.NatsOptions("nats://127.0.0.1:1", link_bytes_per_s=2**63)},
         {"level": "enqueued"},
         {"message_bytes_max": 0},
         {"threshold_bytes": -1},

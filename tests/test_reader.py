@@ -19,7 +19,13 @@ from vecmq._payload import normalise, to_array
 from vecmq.errors import CorruptError, FrameError, IncompleteError, TooLargeError, UnsupportedError
 from vecmq.reader import Reader, crc32c, decode_body, read_fields, read_header
 
-GOLDEN = json.loads((Path(__file__).parent / "vectors" / "frames-v1.json").read_text())
+VECTORS = Path(__file__).parent / "vectors"
+GOLDEN = [
+    case
+    for name in ("frames-v1.json", "frames-v1-codecs.json")
+    for case in json.loads((VECTORS / name).read_text())
+]
+CODECS = ("raw", "zstd", "planes", "pk3", "lz4")
 DTYPES: list[Any] = [
     *("float64", "float32", "float16", "int8", "int16", "int32", "int64", "uint8", "bool"),
     ml_dtypes.bfloat16,
@@ -79,7 +85,7 @@ def arrays(draw: st.DrawFn) -> np.ndarray[Any, Any]:
 
 @given(
     array=arrays(),
-    codec=st.sampled_from(["raw", "zstd1", "planes"]),
+    codec=st.sampled_from(CODECS),
     chunk_bytes=st.integers(64, 4000),
     shuffle=st.randoms(use_true_random=False),
 )
@@ -103,7 +109,7 @@ def test_the_reader_decodes_what_the_core_encodes(
     assert group[1:] == (message.dtype, message.shape)
 
 
-@given(data=st.binary(max_size=5000), codec=st.sampled_from(["raw", "zstd1", "planes"]))
+@given(data=st.binary(max_size=5000), codec=st.sampled_from(CODECS))
 def test_plain_bytes(data: bytes, codec: str) -> None:
     reader = Reader()
     for payload in (data, bytearray(data), memoryview(data)):
@@ -120,16 +126,28 @@ def test_checksums_agree(data: bytes) -> None:
 
 
 def test_a_large_array() -> None:
-    array = np.random.default_rng(3).standard_normal((4096, 256), dtype=np.float32)
-    for codec in ("raw", "planes"):
-        reader = Reader()
-        results = [reader.accept(*frame) for frame in frames_of(array, codec, 1 << 20)]
-        assert results[-1] is not None
-        assert bytes(results[-1].payload) == array.tobytes()
+    values = np.random.default_rng(3).standard_normal((1024, 300), dtype=np.float32)
+    for array in (values, values.astype(ml_dtypes.bfloat16), np.repeat(values, 3, axis=0)):
+        for codec in CODECS:
+            reader = Reader()
+            frames = frames_of(array, codec, 1 << 20)
+            results = [reader.accept(*frame) for frame in frames]
+            assert results[-1] is not None
+            assert bytes(results[-1].payload) == array.tobytes()
 
 
-def test_damage_is_refused() -> None:
-    case = next(case for case in GOLDEN if case["name"] == "planes")
+def test_every_codec_is_really_used() -> None:
+    values = np.random.default_rng(3).standard_normal((100, 300), dtype=np.float32)
+    for codec in CODECS:
+        # Eight rows that are alike: what LZ4 and zstd find.
+        array = values if codec in ("planes", "pk3") else np.repeat(values, 8, axis=0)
+        for fields, _ in frames_of(array, codec, 1 << 20):
+            assert read_fields(fields).codec == ("zstd1" if codec == "zstd" else codec)
+
+
+@pytest.mark.parametrize("name", ["planes", "pk3", "pk3, 100 elements", "lz4 text"])
+def test_damage_is_refused(name: str) -> None:
+    case = next(case for case in GOLDEN if case["name"] == name)
     (frame,) = case["frames"]
     binary, body = bytes.fromhex(frame["header"]), bytes.fromhex(frame["body"])
     for bit in range(8 * len(binary)):

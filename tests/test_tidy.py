@@ -42,6 +42,7 @@ CRATE_OWNERS = {
     "pyo3_log": "src/py",
     "rocksdb": "src/queue",
     "async_nats": "src/nats",
+    "nkeys": "src/nats",
 }
 
 # Python modules from the bottom up; a module may import from its own row and from those above it.
@@ -50,10 +51,10 @@ PYTHON_ROWS: list[set[str]] = [
     {"errors", "_native", "_cache"},
     {"retention", "integrity", "_payload", "_batch", "_messages", "_watchdog", "_server_process"},
     {"server", "_server_store", "config", "_config_keys"},
-    {"aio", "sync", "bridge", "reader", "_options", "_context", "_admin", "_loop"}
-    | {"_attached", "_attach_aio", "_attach_sync"},
+    {"aio", "sync", "bridge", "reader", "_options", "_nats_options", "_context", "_admin", "_loop"}
+    | {"_attached", "_attach_aio", "_attach_sync", "_subscribe_aio", "_subscribe_sync"},
     {"__init__"},
-    {"bench", "demo", "migrate"},
+    {"bench", "demo", "migrate", "pack_reader"},
     {"cli", "__main__"},
 ]
 
@@ -172,8 +173,12 @@ def tracked_docs() -> list[Path]:
     return [path for path in TRACKED if path.suffix in {".md", ".toml"}]
 
 
-def test_unsafe_is_in_one_file() -> None:
-    others = [path for path in RUST if path != ROOT / "src/py/buffer.rs"]
+# Python's memory, and the call of a function that is compiled for a wider processor.
+UNSAFE_FILES = {ROOT / "src/py/buffer.rs", ROOT / "src/frame/simd.rs"}
+
+
+def test_unsafe_is_in_two_small_files() -> None:
+    others = [path for path in RUST if path not in UNSAFE_FILES]
     assert not lines_matching(others, r"\bunsafe\b(?!_)", code_lines)
     assert not lines_matching(others, r"allow\(unsafe_code|expect\(unsafe_code", code_lines)
 

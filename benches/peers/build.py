@@ -30,9 +30,10 @@ FOLDERS = {
     "natscli": ("nats-bench",),
     "python": ("nats-py", "nats-core", "natsio", "natsrpy", "rocksdict", "rocksq"),
     "async_nats": ("async-nats",),
+    "vectored": ("vectored",),
 }
 # From the quickest to the slowest: what can fail early fails early.
-BUILD_ORDER = ("python", "natscli", "async_nats", "milvus")
+BUILD_ORDER = ("python", "natscli", "vectored", "async_nats", "milvus")
 
 Entries = dict[str, dict[str, Any]]
 

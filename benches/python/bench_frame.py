@@ -15,10 +15,10 @@ pytestmark = pytest.mark.benchmark(group="frame")
 
 LIMIT_BYTES = 1 << 30
 SIZES = pytest.mark.parametrize("size_bytes", [KIB, 64 * KIB, 16 * MIB])
-CODED = pytest.mark.parametrize("codec", ["raw", "zstd1", "planes"])
+CODED = pytest.mark.parametrize("codec", ["raw", "zstd", "planes", "pk3"])
 
-# zstd1 is for sparse data; on dense floats it saves nothing.
-MAKERS = {"raw": vector, "zstd1": sparse, "planes": vector}
+# zstd is for sparse data; on dense floats it saves nothing.
+MAKERS = {"raw": vector, "zstd": sparse, "planes": vector, "pk3": vector}
 
 Frames = list[tuple[list[tuple[str, str]], Payload]]
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import subprocess
-from collections.abc import Callable
-from dataclasses import dataclass
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -14,20 +13,20 @@ from compare import (
     Context,
     Figure,
     Goal,
+    Group,
     Member,
     digits,
     interleave,
-    own,
     peer,
     progress,
-    queue,
     ratio,
-    rocksdict,
 )
+from vecmq.bench.contender import Contender, find_routes
 from vecmq.bench.process import BenchError
 from vecmq.bench.runner import KIB, MIB
 
-ROOT: Final = Path(__file__).parents[2]
+HERE: Final = Path(__file__).parent
+ROOT: Final = HERE.parents[1]
 # Name in the rows, bytes of a message, messages of an operation.
 LARGE: Final = (("64KB", 64 * KIB, 10_000), ("1MB", MIB, 500), ("5MB", 5 * MIB, 100))
 SMALL_MSGS: Final = 50_000
@@ -63,17 +62,44 @@ GOALS: Final = {
 Figures = dict[str, Figure]
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Rows that are measured together.
+def queue() -> Contender:
+    """Gives vecmq's own worker of docs/bench-workers.md.
 
-    Attributes:
-        names: Of the rows.
-        measure: Measures them.
+    Returns:
+        The route "queue".
     """
+    return find_routes(["queue"])[0]
 
-    names: tuple[str, ...]
-    measure: Callable[[Context], Figures]
+
+def own(kind: str) -> Contender:
+    """Gives a worker of `ours.py`.
+
+    Args:
+        kind: What an operation is.
+
+    Returns:
+        A contender.
+    """
+    return Contender(kind, (sys.executable, str(HERE / "ours.py")))
+
+
+def rocksdict(kind: str) -> Contender:
+    """Gives a worker of `peer_put.py`, in the environment of the peer rocksdict.
+
+    Args:
+        kind: "put" or "durable".
+
+    Returns:
+        A contender.
+
+    Raises:
+        Missing: The peer is not built.
+    """
+    python, worker = peer("rocksdict").command
+    # The script's own modules are those of `make peers`.
+    code = f"import runpy, sys; sys.path.insert(0, {str(Path(worker).parent)!r}); "
+    code += f"runpy.run_path({str(HERE / 'peer_put.py')!r}, run_name='__main__')"
+    return Contender(kind, (python, "-c", code))
 
 
 def rows(context: Context) -> Figures:

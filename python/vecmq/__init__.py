@@ -15,13 +15,14 @@ asyncio lives here, blocking twins with the same names in `vecmq.sync`:
 
 from __future__ import annotations
 
+import importlib
 import logging
 from typing import TYPE_CHECKING, Any
 
 from vecmq._admin import Deleted, GroupInfo, TopicInfo
 from vecmq._batch import Batch
 from vecmq._native import Explanation, Message, Receipt, build_info
-from vecmq._options import NatsOptions
+from vecmq._nats_options import NatsOptions
 from vecmq.aio import (
     AttachedHandle,
     Handle,
@@ -36,6 +37,7 @@ from vecmq.errors import (
     ConfigError,
     ConflictError,
     CorruptError,
+    DeniedError,
     Error,
     ForkError,
     FrameError,
@@ -63,7 +65,7 @@ from vecmq.integrity import CheckReport, Recovery, check
 from vecmq.retention import Retention
 
 if TYPE_CHECKING:
-    from vecmq.bridge import wrap
+    from vecmq.bridge import connect, install, wrap
 
 __all__ = [
     "AttachedHandle",
@@ -75,6 +77,7 @@ __all__ = [
     "ConflictError",
     "CorruptError",
     "Deleted",
+    "DeniedError",
     "Error",
     "Explanation",
     "ForkError",
@@ -111,9 +114,14 @@ __all__ = [
     "attach",
     "build_info",
     "check",
+    "connect",
+    "install",
     "open",
     "wrap",
 ]
+
+# They import nats-py (150 ms), which most users do not need.
+_BRIDGE = ("connect", "install", "wrap")
 
 __version__: str = build_info()["version"]
 
@@ -130,9 +138,6 @@ if build_info()["profile"] != "release":
 
 
 def __getattr__(name: str) -> Any:
-    # The bridge imports nats-py (150 ms), which most users do not need.
-    if name == "wrap":
-        from vecmq.bridge import wrap
-
-        return wrap
+    if name in _BRIDGE:
+        return getattr(importlib.import_module("vecmq.bridge"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -20,26 +20,32 @@ __all__ = ["Deleted", "GroupInfo", "TopicInfo", "read_groups", "read_topic_info"
 class GroupInfo:
     """How far a subscription group is.
 
+    In mode "nats" the server counts messages of its stream: packed rows, and small messages that
+    left together, are one.
+
     Attributes:
         name: Its name.
         next_seq: Every message before this seq is done.
-        done_above: Messages above it that are done.
+        done_above: Messages above it that are done; None in mode "nats", whose server does not say.
         lag: Messages that are not done.
-        handed_out: Messages of them that subscribers have now.
-        subscribers: Subscribers now.
+        handed_out: Messages of them that subscribers have now, read ahead or handed out.
+        subscribers: Subscribers now; None in mode "nats", likewise.
     """
 
     name: str
     next_seq: int
-    done_above: int
+    done_above: int | None
     lag: int
     handed_out: int
-    subscribers: int
+    subscribers: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class TopicInfo:
     """What a topic holds; exact, after a crash too.
+
+    In mode "nats" it is what the server's stream holds: `messages` as for GroupInfo, `size_bytes`
+    with all frames, `file_bytes` and `open` 0.
 
     Attributes:
         name: Its name.
@@ -98,14 +104,21 @@ def read_groups(native: Hub | Attached, topic: str) -> list[GroupInfo]:
 
 
 class TopicAdmin:
-    """Operations on topics that both handles have. In mode "nats" the server has them."""
+    """Operations on topics that both handles have.
+
+    In mode "nats" `topics`, `topic_info`, `groups` and `delete_group` wait for the server: from an
+    event loop call them through `asyncio.to_thread`.
+    """
 
     _stores: Stores
 
     def topics(self) -> list[str]:
         """Return the names of all topics, sorted.
 
+        In mode "nats": those of the server, and those that this handle has opened.
+
         Raises:
+            NotConnectedError: The server cannot be reached (mode "nats").
             ClosedError: The handle was closed.
         """
         return self._stores.hub.topics()
@@ -134,7 +147,7 @@ class TopicAdmin:
 
         Raises:
             TopicNotFoundError: There is no such topic.
-            UnsupportedError: Mode "nats".
+            NotConnectedError: The server cannot be reached (mode "nats").
             ClosedError: The handle was closed.
         """
         return read_topic_info(self._stores.hub, topic)
@@ -147,7 +160,7 @@ class TopicAdmin:
 
         Raises:
             TopicNotFoundError: There is no such topic.
-            UnsupportedError: Mode "nats".
+            NotConnectedError: The server cannot be reached (mode "nats").
             ClosedError: The handle was closed.
         """
         return read_groups(self._stores.hub, topic)
@@ -163,7 +176,7 @@ class TopicAdmin:
             TopicNotFoundError: There is no such topic.
             GroupNotFoundError: There is no such group.
             ConfigError: The group has subscribers.
-            UnsupportedError: Mode "nats".
+            NotConnectedError: The server cannot be reached (mode "nats").
             ClosedError: The handle was closed.
         """
         self._stores.hub.delete_group(topic, group)
@@ -209,7 +222,10 @@ class TopicAdmin:
         """Return counts since the handle was opened.
 
         Returns:
-            published_queue, published_nats, rerouted, aborted, unknown (messages), threshold_bytes.
+            published_queue, published_nats, rerouted, aborted, unknown (messages), threshold_bytes;
+            missing: messages whose numbers subscriptions of mode "nats" have not met so far, lost
+            by the server or given up by their publisher; swept: groups of frames that killed
+            publishers had left and that were purged.
 
         Raises:
             ForkError: Called in a forked child.

@@ -13,6 +13,33 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+def fill(message: Message, room: Any) -> None:
+    """Write a message to the caller's memory, where there is some.
+
+    Raises:
+        PayloadError: The sizes differ.
+        CorruptError: The message cannot be read.
+    """
+    if room is None:
+        return
+    if room.nbytes != message.size_bytes:
+        raise PayloadError(
+            f"out: {room.nbytes} bytes, the message at seq {message.seq} has "
+            f"{message.size_bytes} bytes"
+        )
+    if room.nbytes:
+        message.copy_into(room)
+
+
+def readable(message: Message) -> None:
+    """Put a message together whose frames were kept for a caller's memory, and verify it.
+
+    Raises:
+        CorruptError: It cannot be read.
+    """
+    _ = message.payload
+
+
 class Batch(list[Message]):
     """Messages that were received together, in order.
 

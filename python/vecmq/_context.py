@@ -1,41 +1,62 @@
-"""Contexts of the nats command line tool: a server and its credentials, by name."""
+"""Contexts of the nats command line tool: servers and credentials, by name."""
 
 from __future__ import annotations
 
 import json
 import os
+import pwd
 from pathlib import Path
 from typing import Any, Final
 
-from vecmq._options import NatsOptions
+from vecmq._nats_options import NatsOptions
 from vecmq.errors import ConfigError
 
 __all__ = ["from_context"]
 
-# Of the file's keys these choose a connection that NatsOptions cannot describe.
-NOT_SUPPORTED: Final = ("cert", "key", "ca", "nsc", "user_jwt", "user_seed", "socks_proxy")
+# Of the file's keys these choose what NatsOptions cannot describe.
+NOT_SUPPORTED: Final = ("nsc", "socks_proxy", "jetstream_domain", "jetstream_api_prefix")
+TEXTS: Final = {
+    "token": "token",
+    "user": "user",
+    "password": "password",
+    "user_jwt": "user_jwt",
+    "user_seed": "nkey_seed",
+    "inbox_prefix": "inbox_prefix",
+}
+FILES: Final = {
+    "creds": "creds_path",
+    "nkey": "nkey_path",
+    "cert": "tls_cert_path",
+    "key": "tls_key_path",
+    "ca": "tls_ca_path",
+}
 
 
-def from_context(name: str) -> NatsOptions:
+def from_context(name: str | None = None) -> NatsOptions:
     """Read a context.
 
     Args:
-        name: As ``nats context ls`` lists it.
+        name: As ``nats context ls`` lists it; None: the selected one.
 
     Returns:
-        NatsOptions; of several servers the first.
+        NatsOptions.
 
     Raises:
         ConfigError: There is no such context, its file cannot be read, or it needs what is not
             supported.
 
-    Source: the nats CLI keeps contexts in XDG_CONFIG_HOME/nats/context, by default
-        ~/.config/nats/context, as one JSON file each.
+    Source: the nats CLI keeps contexts in XDG_CONFIG_HOME/nats/context as one JSON file each, the
+        selected one's name in XDG_CONFIG_HOME/nats/context.txt; XDG_CONFIG_HOME is by default
+        .config in the home of the user's entry in the password database, whatever HOME says. An
+        empty string in a file stands for nothing.
     """
+    home = os.environ.get("XDG_CONFIG_HOME") or Path(pwd.getpwuid(os.getuid()).pw_dir) / ".config"
+    directory = Path(home) / "nats"
+    if name is None:
+        name = _selected(directory / "context.txt")
     if not name or "/" in name or name.startswith("."):
         raise ConfigError(f"context: expected a name as `nats context ls` lists it, got {name!r}")
-    home = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
-    path = Path(home) / "nats" / "context" / f"{name}.json"
+    path = directory / "context" / f"{name}.json"
     try:
         values: dict[str, Any] = json.loads(path.read_text())
     except FileNotFoundError:
@@ -43,25 +64,33 @@ def from_context(name: str) -> NatsOptions:
         raise ConfigError(
             f"context: expected one of {', '.join(known) or 'none (there are none)'}, got {name!r}"
         ) from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise ConfigError(f"context: cannot read {path}: {error}") from error
+    except ValueError:
+        # Without its cause, which holds the whole text.
+        raise ConfigError(f"context: {path} is not JSON") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"context: {path}: expected an object")
+    return _options(name, values)
+
+
+def _selected(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError as error:
+        raise ConfigError(f"context: none is selected: cannot read {path}: {error}") from error
+
+
+def _options(name: str, values: dict[str, Any]) -> NatsOptions:
     if foreign := [key for key in NOT_SUPPORTED if values.get(key)]:
         raise ConfigError(f"context {name!r}: {', '.join(foreign)}: not supported")
-    return NatsOptions(
-        url=values.get("url", "").split(",")[0].strip() or "nats://127.0.0.1:4222",
-        token=values.get("token") or None,
-        user=values.get("user") or None,
-        password=values.get("password") or None,
-        creds_path=Path(values["creds"]).expanduser() if values.get("creds") else None,
-        nkey_seed=_seed(name, values.get("nkey")),
-    )
-
-
-def _seed(name: str, file: str | None) -> str | None:
-    """The context names the file of a seed."""
-    if not file:
-        return None
-    try:
-        return Path(file).expanduser().read_text().strip()
-    except OSError as error:
-        raise ConfigError(f"context {name!r}: nkey: cannot read {file}: {error}") from error
+    for key in ("url", *TEXTS, *FILES):
+        if not isinstance(values.get(key) or "", str):
+            raise ConfigError(f"context {name!r}: {key}: expected a string")
+    given: dict[str, Any] = {to: values[key] for key, to in TEXTS.items() if values.get(key)}
+    for key, to in FILES.items():
+        if values.get(key):
+            given[to] = Path(values[key]).expanduser()
+    if url := values.get("url"):
+        given["url"] = url
+    return NatsOptions(**given, tls_first=bool(values.get("tls_first")))

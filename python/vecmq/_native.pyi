@@ -10,22 +10,32 @@ __all__ = [
     "Attached",
     "Completions",
     "Explanation",
+    "Frame",
     "GroupAssembler",
     "Hub",
+    "InboundParser",
+    "InboundSocket",
     "Message",
     "Payload",
+    "Pending",
+    "PlainConnection",
+    "PlainPublish",
     "Publisher",
     "Receipt",
     "RocksMq",
     "RocksScan",
+    "SocketDoor",
     "Subscriber",
     "ack_all",
     "build_info",
     "check_queue",
     "check_topic_name",
+    "join_frames",
     "join_rows",
     "make_frames",
     "peek",
+    "read_frame",
+    "seq_ranges",
     "topic_bounds",
 ]
 
@@ -40,6 +50,9 @@ def ack_all(messages: Sequence[Message]) -> None:
 def check_queue(path: str, message_bytes_max: int) -> dict[str, Any]:
     """Verifies a queue that nobody has open; changes nothing. Blocks."""
 
+def join_frames(frames: Sequence[Frame]) -> tuple[bytes, str | None, tuple[int, ...] | None]:
+    """Puts all frames of a group together, in order; every body is copied once."""
+
 def join_rows(messages: Sequence[Message]) -> NDArray[Any] | None:
     """Messages of equal dtype and shape as one array with a first axis over the messages."""
 
@@ -53,8 +66,15 @@ def make_frames(
     seq: int,
     chunk_bytes_max: int,
     codec: str,
+    codec_level: int | None = None,
 ) -> list[tuple[list[tuple[str, str]], Payload]]:
     """Cuts one payload into frames. A raw body is a view of the payload, not a copy."""
+
+def read_frame(fields: dict[str, str], body: object) -> Frame | None:
+    """Reads a frame; the body is borrowed. None: the fields are those of a plain message."""
+
+def seq_ranges(seqs: Sequence[int]) -> str:
+    """Stream sequences as ranges, "17-20,23", of at most 160 bytes."""
 
 @final
 class Attached:
@@ -79,6 +99,105 @@ class Attached:
         """How far the groups of a topic are."""
     def close(self) -> None:
         """Ends the connection. A second call does nothing."""
+
+@final
+class Frame:
+    """One frame as it came over somebody's connection."""
+
+    @property
+    def id(self) -> str:
+        """The message that it belongs to."""
+    @property
+    def index(self) -> int:
+        """Its place in the group."""
+    @property
+    def count(self) -> int:
+        """Frames of the group."""
+    @property
+    def total_bytes(self) -> int:
+        """Payload bytes of the whole message."""
+    @property
+    def body_bytes(self) -> int:
+        """Bytes of the body, as it came."""
+    def same(self, other: Frame) -> bool:
+        """The two frames have one header and hold the same chunk."""
+
+_Normalised: TypeAlias = tuple[Any, str | None, int, Sequence[int] | None, bool]
+_Cut: TypeAlias = tuple[bytes, int, int, int, str]
+_Pairs: TypeAlias = Sequence[tuple[str, str]]
+
+_Came: TypeAlias = tuple[str, int, bytes, bytes, bytes | Payload, bytes]
+
+@final
+class InboundParser:
+    """Takes apart what Python reads from a connection."""
+
+    def __new__(cls) -> InboundParser: ...
+    def feed(self, data: bytes) -> list[_Came]:
+        """Takes what was read; gives what it says."""
+
+@final
+class InboundSocket:
+    """A connection that is read; its messages wait here."""
+
+    def take(self, bytes_max: int) -> list[_Came]:
+        """Takes what came, in order, until it has `bytes_max` of it; "end" is the last of all."""
+    def wait(self, completions: Completions, token: int) -> bool:
+        """Has the token finish when something comes; False: something did."""
+    def limit(self, sid: int, msgs_max: int, bytes_max: int) -> None:
+        """Sets what may wait for a subscription: messages and bytes; 0: any number."""
+    def forget(self, sid: int) -> None:
+        """Forgets a subscription."""
+    def close(self) -> None:
+        """Lets the socket go."""
+
+@final
+class SocketDoor:
+    """Where a socket is handed over: its descriptor is sent to `fileno`."""
+
+    def __new__(cls) -> SocketDoor: ...
+    def fileno(self) -> int:
+        """Descriptor of the end that a socket is sent to."""
+    def read(self, before: bytes) -> InboundSocket:
+        """Reads the socket that was sent from now on, and `before` before it."""
+
+@final
+class PlainConnection:
+    """A connection of the core that stores and sends groups on any subject."""
+
+    def __new__(cls, options: dict[str, Any]) -> PlainConnection: ...
+    def store(
+        self,
+        subject: str,
+        payload: _Normalised,
+        cut: _Cut,
+        fields: tuple[_Pairs, _Pairs, _Pairs],
+        timeout_s: float,
+        completions: Completions,
+        token: int,
+    ) -> PlainPublish:
+        """Stores a group in a stream; the token finishes with the server's answer."""
+    def send(
+        self,
+        subject: str,
+        payload: _Normalised,
+        cut: _Cut,
+        fields: tuple[_Pairs, _Pairs, _Pairs],
+        completions: Completions,
+        token: int,
+    ) -> PlainPublish:
+        """Sends a group to whoever listens; the token finishes when its memory is free."""
+    def settle(self, timeout_s: float, completions: Completions, token: int) -> PlainPublish:
+        """Waits for the server; the token finishes when it has read all that was sent before."""
+    def close(self) -> None:
+        """Ends the connection, flushed. Blocks."""
+
+@final
+class PlainPublish:
+    """A group that is on its way."""
+
+    def cancel(self) -> None:
+        """Ends it where it is; without its manifest no reader sees the group."""
 
 @final
 class Payload:
@@ -118,6 +237,12 @@ class Receipt:
     @property
     def rows_count(self) -> int:
         """Messages acknowledged: 1, or the number of packed rows."""
+    @property
+    def codec(self) -> str:
+        """How the message is coded: "raw", "zstd", "planes", "pk3" or "lz4"."""
+    @property
+    def codec_why(self) -> str:
+        """Why it is coded like that, in a few words."""
 
 @final
 class Message:
@@ -164,6 +289,10 @@ class Message:
         """Gives the message back: it is delivered to the group again after delay_s seconds."""
     def in_progress(self) -> None:
         """Begins the wait anew after which the message is delivered again."""
+    def term(self) -> None:
+        """Marks the message as one that nobody will be done with: it is not delivered again."""
+    def copy_into(self, out: object) -> None:
+        """Writes the bytes to a writable C-contiguous buffer of exactly as many."""
 
 @final
 class Explanation:
@@ -198,15 +327,19 @@ class Completions:
     def __new__(cls) -> Completions: ...
     def fileno(self) -> int:
         """File descriptor to watch for reading."""
-    def drain(self) -> list[tuple[int, Receipt | None, BaseException | None]]:
-        """Takes everything that finished."""
+    def drain(
+        self,
+    ) -> tuple[list[int], list[Receipt | None], list[tuple[int, BaseException]]]:
+        """Takes everything that finished: tokens, of each its result, and what failed."""
 
 @final
 class Hub:
     """One open directory, one open connection, or both."""
 
     def __new__(cls, options: dict[str, Any]) -> Hub: ...
-    def publisher(self, topic: str) -> Publisher:
+    def publisher(
+        self, topic: str, codec: str | None = None, codec_level: int | None = None
+    ) -> Publisher:
         """A publisher of the topic; the topic is made where it does not exist yet."""
     def subscribe(
         self,
@@ -230,6 +363,8 @@ class Hub:
         """Gives a topic a retention of its own; None: it has the handle's again."""
     def retain(self) -> tuple[int, int]:
         """Deletes what retention allows, now; returns messages and bytes."""
+    def sweep_topic(self, topic: str, age_s: float) -> int:
+        """Purges the frames of groups that were never whole and are that old."""
     def purge_topic(self, topic: str) -> tuple[int, int]:
         """Deletes all messages of a topic; returns messages and bytes."""
     def delete_topic(self, topic: str) -> None:
@@ -252,24 +387,65 @@ class Publisher:
         items: list[object],
         route: str | None,
         timeout_s: float | None,
+        codec: tuple[str, int | None] | None,
         completions: Completions,
         first_token: int,
     ) -> list[Receipt | None]:
         """Publishes for an asyncio loop."""
+    def publish_one(
+        self,
+        item: object,
+        route: str | None,
+        timeout_s: float | None,
+        codec: tuple[str, int | None] | None,
+        completions: Completions,
+        token: int,
+        expected_last_seq: int | None,
+    ) -> Receipt | None:
+        """Publishes one message for an asyncio loop."""
+    def publish_async(
+        self,
+        item: object,
+        route: str | None,
+        timeout_s: float | None,
+        codec: tuple[str, int | None] | None,
+        expected_last_seq: int | None,
+    ) -> Pending:
+        """Publishes one message; blocks only while 4,096 are without a receipt."""
     def publish_wait(
-        self, items: list[object], route: str | None, timeout_s: float | None
+        self,
+        items: list[object],
+        route: str | None,
+        timeout_s: float | None,
+        codec: tuple[str, int | None] | None,
     ) -> list[Receipt]:
         """Publishes and blocks until every receipt is there."""
+
+@final
+class Pending:
+    """A publish under way."""
+
+    def done(self) -> bool:
+        """Says whether `result` returns or raises at once."""
+    def result(self, timeout_s: float | None = None) -> Receipt:
+        """Blocks until the publish has ended; returns its receipt or raises its error."""
 
 @final
 class Subscriber:
     """Reads one topic for one subscription group."""
 
     def poll(
-        self, messages_max: int, completions: Completions, token: int
+        self,
+        messages_max: int,
+        completions: Completions,
+        token: int,
+        *,
+        keep_frames: bool = False,
     ) -> tuple[list[Message], float | None]:
         """Takes what is ready, and says after how many seconds to look again at the latest."""
-    def poll_wait(self, messages_max: int, timeout_s: float | None) -> list[Message]:
+    def poll_wait(
+        self, messages_max: int, timeout_s: float | None, *, keep_frames: bool = False
+    ) -> list[Message]:
         """Blocks until something is ready; an empty list means the time was over."""
     def ack_through(self, seq: int) -> None:
         """Marks everything up to and including seq done."""

@@ -9,13 +9,13 @@ import os
 import shutil
 import tempfile
 import weakref
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import unquote
 
 from vecmq._native import Hub
+from vecmq._nats_options import NatsOptions, check_nats, native_nats
 from vecmq.errors import ConfigError
 from vecmq.integrity import Recovery
 from vecmq.retention import Retention
@@ -25,43 +25,24 @@ from vecmq.server import EmbeddedServer
 
 Mode = Literal["hybrid", "queue", "nats"]
 Route = Literal["queue", "nats"]
-Codec = Literal["raw", "zstd1", "planes"]
+Codec = Literal["auto", "raw", "zstd", "planes", "pk3", "lz4"]
+# With a level, as the core takes it.
+Coding = tuple[Codec, int | None]
 Level = Literal["stored", "durable"]
 Start = Literal["first", "new"]
 
 MESSAGE_BYTES_MAX = 1 << 30
 TIMEOUT_S = 30.0
 ACK_WAIT_S = 30.0
+SWEEP_AGE_S = 3600.0
 
 MODES = ("hybrid", "queue", "nats")
-CODECS = ("raw", "zstd1", "planes")
+CODECS = ("auto", "raw", "zstd", "planes", "pk3", "lz4")
+# Those that need nobody to choose.
+FIXED_CODECS = CODECS[1:]
+ZSTD_LEVEL_MAX = 19
 LEVELS = ("stored", "durable")
 ROUTES = ("queue", "nats")
-
-
-@dataclass(frozen=True, slots=True)
-class NatsOptions:
-    """How to reach a NATS server.
-
-    Attributes:
-        url: "nats://host:port" or "tls://host:port"; TLS means TLS or no connection.
-        token: Authentication token.
-        user: User name.
-        password: Password of the user.
-        creds_path: Path of a .creds file.
-        nkey_seed: Seed of an nkey.
-        connect_timeout_s: Seconds until the first connection has to stand, > 0.
-        name: Client name that the server lists.
-    """
-
-    url: str
-    token: str | None = field(default=None, repr=False)
-    user: str | None = None
-    password: str | None = field(default=None, repr=False)
-    creds_path: str | os.PathLike[str] | None = None
-    nkey_seed: str | None = field(default=None, repr=False)
-    connect_timeout_s: float = 5.0
-    name: str = "vecmq"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +54,13 @@ class OpenOptions:
     nats: NatsOptions | None
     threshold_bytes: int | None
     codec: Codec
+    codec_level: int | None
     level: Level
     message_bytes_max: int
     retention: Retention
     attach: bool
+    replicas: int
+    atomic: bool
 
 
 def check_options(
@@ -86,10 +70,13 @@ def check_options(
     *,
     threshold_bytes: int | None,
     codec: Codec,
+    codec_level: int | None,
     level: Level,
     message_bytes_max: int,
     retention: Retention | None,
     attach: bool,
+    replicas: int,
+    atomic: bool,
 ) -> OpenOptions:
     """Check the arguments of `open` before anything is made.
 
@@ -98,6 +85,7 @@ def check_options(
     """
     _one_of("mode", mode, MODES)
     _one_of("codec", codec, CODECS)
+    check_codec(codec, codec_level)
     _one_of("level", level, LEVELS)
     check_message_bytes(message_bytes_max)
     if threshold_bytes is not None and not (
@@ -107,9 +95,9 @@ def check_options(
             f"threshold_bytes: expected None or 0 to {1 << 40} bytes, got {threshold_bytes!r}"
         )
     if isinstance(nats, str):
-        nats = from_url(nats)
-    if nats is not None and not isinstance(nats, NatsOptions):
-        raise ConfigError(f"nats: expected a URL or NatsOptions, got {type(nats).__name__}")
+        nats = NatsOptions(url=nats)
+    if nats is not None:
+        nats = check_nats(nats)
     if nats is not None and mode == "queue":
         raise ConfigError("nats: mode 'queue' has no NATS route")
     if nats is not None and level == "durable":
@@ -119,19 +107,60 @@ def check_options(
         )
     if not isinstance(attach, bool):
         raise ConfigError(f"attach: expected True or False, got {attach!r}")
+    _check_stream(mode, replicas, atomic)
     if nats is not None:
-        check_timeout(nats.connect_timeout_s, "connect_timeout_s")
+        _check_link(nats.link_bytes_per_s)
     return OpenOptions(
         path=None if path is None else Path(path),
         mode=mode,
         nats=nats,
         threshold_bytes=threshold_bytes,
         codec=codec,
+        codec_level=codec_level,
         level=level,
         message_bytes_max=message_bytes_max,
         retention=retention or Retention(),
         attach=attach,
+        replicas=replicas,
+        atomic=atomic,
     )
+
+
+def _check_stream(mode: Mode, replicas: int, atomic: bool) -> None:
+    if not isinstance(replicas, int) or isinstance(replicas, bool) or not 1 <= replicas <= 5:
+        raise ConfigError(f"replicas: expected 1 to 5 servers, got {replicas!r}")
+    if not isinstance(atomic, bool):
+        raise ConfigError(f"atomic: expected True or False, got {atomic!r}")
+    if mode == "queue" and (atomic or replicas != 1):
+        raise ConfigError("replicas, atomic: mode 'queue' has no stream")
+
+
+def check_codec(codec: Codec | None, codec_level: int | None) -> Coding | None:
+    """Check a codec and its level; None for either leaves it to others and the codec.
+
+    Returns:
+        Codec and level as the core takes them; None for no codec.
+
+    Raises:
+        ConfigError: Unknown codec, or a level that it does not have.
+    """
+    if codec is not None:
+        _one_of("codec", codec, CODECS)
+    if codec_level is not None:
+        if codec != "zstd":
+            raise ConfigError(f"codec_level: only codec 'zstd' has levels, the codec is {codec!r}")
+        if type(codec_level) is not int or not 1 <= codec_level <= ZSTD_LEVEL_MAX:
+            raise ConfigError(f"codec_level: expected 1 to {ZSTD_LEVEL_MAX}, got {codec_level!r}")
+    return None if codec is None else (codec, codec_level)
+
+
+def _check_link(link_bytes_per_s: int | None) -> None:
+    if link_bytes_per_s is None:
+        return
+    if type(link_bytes_per_s) is not int or not 0 < link_bytes_per_s < 1 << 63:
+        raise ConfigError(
+            f"link_bytes_per_s: expected None or bytes a second > 0, got {link_bytes_per_s!r}"
+        )
 
 
 def check_message_bytes(message_bytes_max: int) -> None:
@@ -144,25 +173,6 @@ def check_message_bytes(message_bytes_max: int) -> None:
         raise ConfigError(
             f"message_bytes_max: expected 1 to {1 << 40} bytes, got {message_bytes_max!r}"
         )
-
-
-def from_url(url: str) -> NatsOptions:
-    """Options of a URL; credentials before the host are taken out of it.
-
-    Args:
-        url: "nats://host:port", with "user:password@" or "token@" before the host or without.
-
-    Returns:
-        NatsOptions whose url holds no secret.
-    """
-    scheme, separator, rest = url.rpartition("://")
-    secret, at, host = rest.rpartition("@")
-    if not at:
-        return NatsOptions(url=url)
-    user, colon, password = (unquote(part) for part in secret.partition(":"))
-    if colon:
-        return NatsOptions(url=f"{scheme}{separator}{host}", user=user, password=password)
-    return NatsOptions(url=f"{scheme}{separator}{host}", token=user)
 
 
 def check_timeout(timeout_s: float | None, name: str = "timeout_s") -> None:
@@ -219,14 +229,39 @@ def seek_target(to: object) -> tuple[str, int]:
     raise ConfigError(f"to: expected a seq, a datetime, 'first' or 'new', got {to!r}")
 
 
-def check_route(route: Route | None) -> None:
-    """Check a route name; None leaves the choice to the router.
+def check_publish(
+    timeout_s: float | None, route: Route | None, codec: Codec | None, codec_level: int | None
+) -> Coding | None:
+    """Check how messages are to be published.
+
+    Returns:
+        Codec and level as the core takes them; None for the publisher's.
 
     Raises:
-        ConfigError: It is neither "queue" nor "nats".
+        ConfigError: A bad timeout, route, codec or level.
     """
+    # Called for each message: the usual case ends here.
+    is_time = timeout_s is TIMEOUT_S or (timeout_s.__class__ is float and timeout_s > 0)
+    if is_time and route is None and codec is None and codec_level is None:
+        return None
+    check_timeout(timeout_s)
     if route is not None:
         _one_of("route", route, ROUTES)
+    return check_codec(codec, codec_level)
+
+
+def check_seq(seq: int) -> int:
+    """Check a position in a topic; 0 stands for an empty one.
+
+    Returns:
+        The seq.
+
+    Raises:
+        ConfigError: It is no integer of 64 bits.
+    """
+    if not isinstance(seq, int) or isinstance(seq, bool) or not 0 <= seq < 1 << 64:
+        raise ConfigError(f"expected_last_seq: expected 0 to {(1 << 64) - 1}, got {seq!r}")
+    return seq
 
 
 def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
@@ -267,23 +302,19 @@ class Stores:
         return {
             "mode": options.mode,
             "queue_path": None if options.mode == "nats" else str(self.path / "queue"),
-            "nats_url": nats.url if nats else None,
-            "token": nats.token if nats else None,
-            "user": nats.user if nats else None,
-            "password": nats.password if nats else None,
-            "creds_path": os.fspath(nats.creds_path) if nats and nats.creds_path else None,
-            "nkey_seed": nats.nkey_seed if nats else None,
-            "connect_timeout_s": nats.connect_timeout_s if nats else 5.0,
-            "name": nats.name if nats else "vecmq",
+            "nats": native_nats(nats) if nats else None,
             "durable": options.level == "durable",
             "codec": options.codec,
+            "codec_level": options.codec_level,
+            "link_bytes_per_s": nats.link_bytes_per_s if nats else None,
             "message_bytes_max": options.message_bytes_max,
             "threshold_bytes": options.threshold_bytes,
             "age_ms_max": retention.age_ms_max,
             "bytes_max": retention.bytes_max,
             "msgs_max": retention.msgs_max,
             "unacked": retention.unacked,
-            "replicas": 1,
+            "replicas": options.replicas,
+            "atomic": options.atomic,
             "attach": options.attach,
         }
 
@@ -297,7 +328,7 @@ class Stores:
     def _start_server(self, store_dir: Path) -> NatsOptions:
         self.server = EmbeddedServer(store_dir, sync_always=self.options.level == "durable")
         self.server.start()
-        return NatsOptions(url=self.server.url, token=self.server.token)
+        return check_nats(NatsOptions(url=self.server.url, token=self.server.token))
 
     def close(self) -> None:
         """Close the core, then the server; delete a temporary directory. Once is enough."""

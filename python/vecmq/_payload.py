@@ -164,6 +164,40 @@ def to_array(view: Any, dtype: str, shape: tuple[int, ...]) -> Array:
     return array
 
 
+def writable_bytes(out: object) -> Any:
+    """Give the memory of a caller's array or buffer to be written to. Copies: 0.
+
+    Args:
+        out: ndarray or buffer, writable and C-contiguous.
+
+    Returns:
+        A flat writable buffer of bytes over the same memory.
+
+    Raises:
+        PayloadError: It is neither, read-only, not C-contiguous, or of objects.
+    """
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(out, numpy.ndarray):
+        if not out.flags.c_contiguous or not out.flags.writeable or out.dtype.hasobject:
+            raise PayloadError(
+                f"out: an array of {out.dtype} and shape {out.shape}, C-contiguous "
+                f"{out.flags.c_contiguous}, writable {out.flags.writeable}; expected one of "
+                "numbers, writable and C-contiguous"
+            )
+        # Not memoryview: it does not know all dtypes.
+        return out.reshape(-1).view(numpy.uint8)
+    try:
+        view = memoryview(out)  # type: ignore[arg-type]
+    except (TypeError, ValueError, BufferError) as error:
+        kind = type(out).__qualname__
+        raise PayloadError(
+            f"out: expected a writable ndarray or buffer, got {kind}; of a tensor pass .numpy()"
+        ) from error
+    if view.readonly or not view.c_contiguous:
+        raise PayloadError("out: a buffer that is read-only or not C-contiguous")
+    return view
+
+
 def _from_ndarray(array: Any) -> Normalised:
     dtype = array.dtype
     kind = _kinds.get(dtype)

@@ -1,8 +1,9 @@
 """The errors of vecmq: one class for each kind of failure.
 
 Every class derives from `Error`, so ``except vecmq.Error`` catches them all. Classes with a builtin
-second base (`ValueError`, `KeyError`, `OSError`, `ConnectionError`, `TimeoutError`) can be caught
-by it as well. Messages state what was expected and what came, with units.
+second base (`ValueError`, `KeyError`, `OSError`, `ConnectionError`, `PermissionError`,
+`TimeoutError`) can be caught by it as well. Messages state what was expected and what came, with
+units.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ __all__ = [
     "ConfigError",
     "ConflictError",
     "CorruptError",
+    "DeniedError",
     "Error",
     "ForkError",
     "FrameError",
@@ -122,6 +124,10 @@ class NatsError(Error, ConnectionError):
 
 class NotConnectedError(NatsError):
     """No connection to the NATS server, or to the process that owns an attached directory."""
+
+
+class DeniedError(NatsError, PermissionError):
+    """The NATS server does not take the credentials, or its permissions forbid a subject."""
 
 
 class NoStreamError(NatsError):

@@ -442,7 +442,7 @@ class _Copy:
         for messages in self._source.windows(self._scan, self._after):
             items: list[object] = [_item(number, topic, payload) for number, payload in messages]
             # One call is one write of the log: after a kill all of them are there, or none.
-            publisher.publish_wait(items, None, None)
+            publisher.publish_wait(items, None, None, None)
             self._copied += len(items)
             done = self._deleted_here + self._present + self._copied
             self._source.tell("copy", self._name, done, self._scan.messages_count)

@@ -2,7 +2,8 @@
 
 Needs numpy and `zstandard`. Slow and plain on purpose; every rule of the wire format stands here
 once, in the order in which a decoder meets it. Byte tables: `src/frame/header.rs` (binary form),
-`src/frame/text.rs` (NATS header fields) and `src/frame/planes.rs`.
+`src/frame/text.rs` (NATS header fields), `src/frame/planes.rs` and `src/frame/pk3.rs`; LZ4's block
+format is its own, and its CRC-32C follows it.
 """
 
 from __future__ import annotations
@@ -27,12 +28,14 @@ if TYPE_CHECKING:
 __all__ = ["Header", "ReadMessage", "Reader", "crc32c", "decode_body", "read_fields", "read_header"]
 
 WIRE_VERSION = 1
-CODECS = ("raw", "zstd1", "planes")
+CODECS = ("raw", "zstd1", "planes", "pk3", "lz4")
 FRAMES_MAX = 65_536
 ROWS_MAX = 1_000_000
 CHUNK_BYTES_MAX = 64 << 20
 DIMS_MAX = 32
 BLOCK_BYTES = 256 << 10
+PACKED_ELEMENTS = 1 << 16
+GROUP_ELEMENTS = 256
 LIMIT_BYTES = 1 << 30
 _FIXED = struct.Struct("<2sBB16sIQIIIQQIIHBB")
 _DTYPE = re.compile(r"[a-z0-9_]{1,32}")
@@ -113,7 +116,8 @@ class Header:
             "dtype": self.dtype is None or _DTYPE.fullmatch(self.dtype) is not None,
             "dimensions": len(self.shape or ()) <= DIMS_MAX,
             "shape": size == self.total_bytes and largest < 1 << 63,
-            "packed rows": self.rows == 1 or (self.shape or (0,))[0] == self.rows,
+            # Without a dtype it is a pack of small messages: see `vecmq.pack_reader`.
+            "packed rows": self.rows == 1 or (self.shape or (self.rows,))[0] == self.rows,
         }
         for name, holds in rules.items():
             if not holds:
@@ -145,7 +149,8 @@ class ReadMessage:
         payload: The bytes, read-only.
         dtype: dtype name; None for plain bytes.
         shape: Shape; None for plain bytes.
-        rows: Messages in the payload: 1, or the rows of a packed matrix.
+        rows: Messages in the payload: 1, the rows of a packed matrix, or without a dtype those of
+            a pack, which `vecmq.pack_reader.unpack` takes apart.
     """
 
     id: str
@@ -255,8 +260,12 @@ def decode_body(header: Header, body: Buffer) -> bytes:
         chunk = bytes(view)
     elif header.codec == "zstd1":
         chunk = _unzstd(view, header.chunk_bytes)
-    else:
+    elif header.codec == "planes":
         chunk = _join_planes(view, max(header.itemsize, 1), header.chunk_bytes)
+    elif header.codec == "pk3":
+        chunk = _unpack_exponents(view, header.itemsize, header.chunk_bytes)
+    else:
+        chunk = _unlz4(view, header.chunk_bytes)
     if len(chunk) != header.chunk_bytes or crc32c(chunk) != header.checksum:
         raise CorruptError(f"frame {header.index} of {header.id}: its checksum does not match")
     return chunk
@@ -413,6 +422,102 @@ def _plane(mode: int, coded: memoryview, length: int, count: int) -> bytes:
         if mode == 2:
             return _unzstd(coded, count)
     raise CorruptError("byte planes: bad mode or length of a plane")
+
+
+def _unpack_exponents(view: memoryview, itemsize: int, raw_bytes: int) -> bytes:
+    if itemsize not in (2, 4):
+        raise CorruptError(f"packed exponents: elements of {itemsize} bytes, expected 2 or 4")
+    elements = raw_bytes // itemsize
+    out, place = [], 0
+    for start in range(0, elements, PACKED_ELEMENTS):
+        count = min(PACKED_ELEMENTS, elements - start)
+        lanes = -(-(count % GROUP_ELEMENTS) // 8)
+        codes_end = place + 5 + 3 * (count // GROUP_ELEMENTS * GROUP_ELEMENTS // 8 + lanes)
+        low_end = codes_end + (itemsize - 1) * count
+        if low_end > len(view):
+            raise CorruptError("packed exponents: cut short")
+        base, escapes_count = struct.unpack_from("<BI", view, place)
+        codes = np.frombuffer(view[place + 5 : codes_end], np.uint8)
+        escapes = np.frombuffer(view[low_end : low_end + escapes_count], np.uint8)
+        exponents = _exponents(codes, lanes, base, escapes)
+        if len(escapes) != escapes_count or (exponents[count:] != base).any():
+            raise CorruptError("packed exponents: bad codes or escapes")
+        place = low_end + escapes_count
+        low = np.frombuffer(view[codes_end:low_end], np.uint8)
+        words = low[(itemsize - 2) * count :].astype(f"<u{itemsize}")
+        if itemsize == 4:
+            words = words << 16 | np.frombuffer(low[: 2 * count], "<u2")
+        words |= exponents[:count].astype(words.dtype) << (8 * itemsize - 8)
+        # The sign back from the lowest bit to the highest.
+        words = words >> 1 | words << (8 * itemsize - 1)
+        out.append(words.tobytes())
+    tail = bytes(view[place:])
+    if len(tail) != raw_bytes - elements * itemsize:
+        raise CorruptError("packed exponents: bad length of the tail")
+    return b"".join([*out, tail])
+
+
+def _exponents(
+    codes: NDArray[np.uint8], lanes: int, base: int, escapes: NDArray[np.uint8]
+) -> NDArray[np.uint8]:
+    """Exponents of whole groups, then of a short one whose codes have `lanes` bytes a bit."""
+    found = []
+    short = codes[len(codes) - 3 * lanes :]
+    whole = codes[: len(codes) - 3 * lanes]
+    for group in (whole.reshape(-1, 3, GROUP_ELEMENTS // 8), short.reshape(-1, 3, max(lanes, 1))):
+        bits = np.unpackbits(group[..., None], axis=-1, bitorder="little")
+        values = bits[:, 0] | bits[:, 1] << 1 | bits[:, 2] << 2
+        escaped = values == 7
+        values = values + np.uint8(base)
+        count = int(escaped.sum())
+        if count > len(escapes):
+            raise CorruptError("packed exponents: fewer escapes than codes of one")
+        values[escaped] = escapes[:count]
+        escapes = escapes[count:]
+        found.append(values.transpose(0, 2, 1).reshape(-1))
+    if len(escapes):
+        raise CorruptError("packed exponents: more escapes than codes of one")
+    return np.concatenate(found)
+
+
+def _unlz4(view: memoryview, raw_bytes: int) -> bytes:
+    """One LZ4 block and its checksum: literals and matches by turns, literals at the end."""
+    stored = bytes(view[-4:])
+    view = view[:-4]
+    if len(stored) < 4 or crc32c(view) != int.from_bytes(stored, "little"):
+        raise CorruptError("LZ4 block: its checksum does not match")
+    out, place = bytearray(), 0
+
+    def extended(length: int) -> int:
+        nonlocal place
+        more = 255 if length == 15 else 0
+        while more == 255:
+            more = view[place]
+            place += 1
+            length += more
+        return length
+
+    try:
+        while True:
+            token = view[place]
+            place += 1
+            literals = extended(token >> 4)
+            if place + literals > len(view) or len(out) + literals > raw_bytes:
+                raise CorruptError("LZ4 block: bad literals")
+            out += view[place : place + literals]
+            place += literals
+            if place == len(view):
+                return bytes(out)
+            distance = view[place] | view[place + 1] << 8
+            place += 2
+            length = extended(token & 15) + 4
+            if not 0 < distance <= len(out) or len(out) + length > raw_bytes:
+                raise CorruptError("LZ4 block: bad match")
+            # A match may reach into what it makes.
+            match = bytes(out[-distance:]) * (length // distance + 1)
+            out += match[:length]
+    except IndexError:
+        raise CorruptError("LZ4 block: cut short") from None
 
 
 # CRC-32C (Castagnoli), reflected. Many lanes of one length are run side by side with numpy and then

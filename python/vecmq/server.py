@@ -23,6 +23,7 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import socket
 import threading
 import time
@@ -52,6 +53,8 @@ MEMORY_STORE_BYTES_MAX: Final = 256 << 20
 LOG_FILES_MAX: Final = 2
 RESTARTS_PER_MINUTE_MAX: Final = 5
 RESTART_DELAY_S: Final = 0.1
+# How often the disk is looked at. One with less room than the largest message counts as full.
+DISK_LOOK_S: Final = 0.5
 
 
 class EmbeddedServer:
@@ -59,7 +62,8 @@ class EmbeddedServer:
 
     Nothing starts at construction. `start` blocks for 50 to 150 ms (in asyncio: call it through
     `asyncio.to_thread`). A server that crashes is started again on the same port and store, at
-    most 5 times a minute, so that clients reconnect.
+    most 5 times a minute, so that clients reconnect. It is started again, too, when its disk was
+    full and has room: a stream that could not be written takes nothing more until then.
 
     Args:
         store_dir: Directory of the JetStream store; made with mode 0700 where it does not exist.
@@ -148,7 +152,7 @@ class EmbeddedServer:
         self._stopping = threading.Event()
         self._lock_fd = -1
         self._child: Child | None = None
-        self._monitor_thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
         self._port: int | None = None
         self._token: str | None = None
         self._restarts_count = 0
@@ -254,10 +258,10 @@ class EmbeddedServer:
                 self._token = secrets.token_urlsafe(32)
                 write_secret(self.store_dir / "server.token", self._token)
                 self._port = self._launch(self._port_wanted, self._initialize_timeout_s)
-                self._monitor_thread = threading.Thread(
-                    target=self._monitor, name="vecmq-server-monitor", daemon=True
-                )
-                self._monitor_thread.start()
+                for name, work in (("monitor", self._monitor), ("disk", self._watch_disk)):
+                    thread = threading.Thread(target=work, name=f"vecmq-server-{name}", daemon=True)
+                    self._threads.append(thread)
+                    thread.start()
             except BaseException:
                 self._end()
                 raise
@@ -284,10 +288,11 @@ class EmbeddedServer:
             # When the watchdog was killed, the server may still be ending.
             with contextlib.suppress(ServerError, LockedError):
                 end_orphan(self.store_dir)
-        thread, self._monitor_thread = self._monitor_thread, None
-        # A thread that never started cannot be joined; `on_exit` may call `stop` from its own.
-        if thread is not None and thread.ident and thread is not threading.current_thread():
-            thread.join()
+        threads, self._threads = self._threads, []
+        for thread in threads:
+            # A thread that never started cannot be joined; `on_exit` may call `stop` from its own.
+            if thread.ident and thread is not threading.current_thread():
+                thread.join()
         if child is not None:
             child.forget()
         for name in ("server.conf", "server.token", "server.pid"):
@@ -386,6 +391,27 @@ class EmbeddedServer:
                 if self._stopping.is_set():
                     return
                 logger.warning("nats-server could not be started again: %s", error)
+
+    def _watch_disk(self) -> None:
+        """End a server whose disk was full and has room; the monitor starts another. Own thread."""
+        full_bytes, was_full = self._settings["max_payload"], False
+        while not self._stopping.wait(DISK_LOOK_S):
+            try:
+                free_bytes = shutil.disk_usage(self.store_dir).free
+            except OSError:
+                continue
+            if free_bytes < full_bytes and not was_full:
+                was_full = True
+                logger.error(
+                    "the disk of %s has %d bytes left: nats-server cannot store more",
+                    self.store_dir,
+                    free_bytes,
+                )
+            elif free_bytes >= 2 * full_bytes and was_full and (pid := self.pid) is not None:
+                was_full = False
+                logger.warning("the disk of %s has room: nats-server starts again", self.store_dir)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
 
     def _give_up(self, pid: int, how: str) -> None:
         error = ServerError(

@@ -41,14 +41,7 @@ impl AlignedBuffer {
         Ok(Self { storage, start, length })
     }
 
-    pub(super) fn slice_mut(&mut self, start: u64, length: u32) -> Option<&mut [u8]> {
-        let start = usize::try_from(start).ok()?;
-        let end = start.checked_add(usize::try_from(length).ok()?)?;
-        self.as_mut().get_mut(start..end)
-    }
-
     /// Forgets what lies behind `length`.
-    #[cfg(feature = "queue")]
     pub(crate) fn truncate(&mut self, length: usize) {
         self.length = self.length.min(length);
     }

@@ -10,11 +10,8 @@ use crate::frame::{Header, Incoming, Layout, MessageId};
 /// One group being put together: every chunk is decoded straight to its final place.
 #[derive(Debug)]
 pub struct Assembly {
-    first: Header,
+    group: Tally,
     buffer: AlignedBuffer,
-    /// Checksum and raw length of each frame that came.
-    slots: Vec<Option<(u32, u32)>>,
-    missing: u32,
 }
 
 /// What a group costs beside its payload: its place in the map, its header, its allocations.
@@ -29,6 +26,73 @@ impl Assembly {
     /// [`ErrorKind::TooLarge`] when the message exceeds `decode_limit_bytes`; nothing is allocated
     /// then.
     pub fn new(first: &Header, decode_limit_bytes: u64) -> Result<Self> {
+        let group = Tally::new(first, decode_limit_bytes)?;
+        Ok(Self { group, buffer: AlignedBuffer::new(first.total_bytes)? })
+    }
+
+    /// Takes one frame; true when it was the last one missing. A repeated equal frame is swallowed.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] for a frame of another group, one that contradicts an earlier one, or
+    /// a body that does not decode to what its header says.
+    pub fn accept(&mut self, header: &Header, body: &[u8]) -> Result<bool> {
+        if self.group.is_new(header)? {
+            decode_chunk(header, body, self.buffer.as_mut())?;
+            self.group.came(header);
+        }
+        Ok(self.group.missing == 0)
+    }
+
+    /// Frames that have not come yet.
+    #[cfg(feature = "nats")]
+    pub(crate) fn missing(&self) -> u32 {
+        self.group.missing
+    }
+
+    fn cost_bytes(header: &Header) -> u64 {
+        header.total_bytes + u64::from(header.count) * SLOT_BYTES + GROUP_BYTES
+    }
+
+    /// The message.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Incomplete`] when frames are missing.
+    pub fn finish(self) -> Result<Incoming> {
+        Ok(Incoming::of(self.group.whole()?, self.buffer.into_bytes()))
+    }
+}
+
+/// Decodes one chunk to its place in the payload.
+pub(super) fn decode_chunk(header: &Header, body: &[u8], payload: &mut [u8]) -> Result<()> {
+    let place = || {
+        let start = usize::try_from(header.offset).ok()?;
+        Some(start..start.checked_add(header.chunk_bytes as usize)?)
+    };
+    let Some(out) = place().and_then(|place| payload.get_mut(place)) else {
+        return Err(foreign(header, "place"));
+    };
+    let itemsize = header.layout.as_ref().map_or(1, Layout::itemsize);
+    decode_into(header.codec, itemsize, body, out)?;
+    if checksum(out) != header.checksum {
+        let (index, id) = (header.index, header.id);
+        let context = format!("checksum of frame {index} of message {id} does not match");
+        return Err(Error::new(ErrorKind::Corrupt, context));
+    }
+    Ok(())
+}
+
+/// Which frames of a group have come.
+#[derive(Debug)]
+pub(super) struct Tally {
+    first: Header,
+    /// Checksum and raw length of each frame that came.
+    slots: Vec<Option<(u32, u32)>>,
+    missing: u32,
+}
+
+impl Tally {
+    /// As [`Assembly::new`].
+    pub(super) fn new(first: &Header, decode_limit_bytes: u64) -> Result<Self> {
         first.validate()?;
         if first.total_bytes > decode_limit_bytes {
             return Err(Error::new(
@@ -41,46 +105,48 @@ impl Assembly {
         }
         Ok(Self {
             first: first.clone(),
-            buffer: AlignedBuffer::new(first.total_bytes)?,
             slots: vec![None; first.count as usize],
             missing: first.count,
         })
     }
 
-    /// Takes one frame; true when it was the last one missing. A repeated equal frame is swallowed.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Corrupt`] for a frame of another group, one that contradicts an earlier one, or
-    /// a body that does not decode to what its header says.
-    pub fn accept(&mut self, header: &Header, body: &[u8]) -> Result<bool> {
+    /// False: a repeat. An error: it is of another group, or contradicts an earlier frame.
+    pub(super) fn is_new(&self, header: &Header) -> Result<bool> {
         header.validate()?;
         self.check_group(header)?;
-        let Some(slot) = self.slots.get_mut(header.index as usize) else {
-            return Err(foreign(header, "index"));
-        };
-        let content = (header.checksum, header.chunk_bytes);
-        match slot {
-            Some(known) if *known == content => return Ok(self.missing == 0),
-            Some(_) => return Err(foreign(header, "content")),
-            None => {}
+        match self.slots.get(header.index as usize) {
+            None => Err(foreign(header, "index")),
+            Some(Some(known)) if *known == content(header) => Ok(false),
+            Some(Some(_)) => Err(foreign(header, "content")),
+            Some(None) => Ok(true),
         }
-        let Some(out) = self.buffer.slice_mut(header.offset, header.chunk_bytes) else {
-            return Err(foreign(header, "place"));
-        };
-        let itemsize = self.first.layout.as_ref().map_or(1, Layout::itemsize);
-        decode_into(header.codec, itemsize, body, out)?;
-        if checksum(out) != header.checksum {
+    }
+
+    /// A new frame was taken.
+    pub(super) fn came(&mut self, header: &Header) {
+        if let Some(slot @ None) = self.slots.get_mut(header.index as usize) {
+            *slot = Some(content(header));
+            self.missing -= 1;
+        }
+    }
+
+    #[cfg(feature = "nats")]
+    pub(super) fn missing(&self) -> u32 {
+        self.missing
+    }
+
+    /// The group's header, when all of its frames have come.
+    pub(super) fn whole(self) -> Result<Header> {
+        if self.missing > 0 {
             return Err(Error::new(
-                ErrorKind::Corrupt,
+                ErrorKind::Incomplete,
                 format!(
-                    "checksum of frame {} of message {} does not match",
-                    header.index, header.id
+                    "message {}: {} of {} frames are missing",
+                    self.first.id, self.missing, self.first.count
                 ),
             ));
         }
-        *slot = Some(content);
-        self.missing -= 1;
-        Ok(self.missing == 0)
+        Ok(self.first)
     }
 
     /// Every header tiles the payload by itself; of one tile size, the tiles cannot overlap.
@@ -94,33 +160,10 @@ impl Assembly {
             && header.layout == first.layout;
         if same { Ok(()) } else { Err(foreign(header, "header")) }
     }
+}
 
-    fn cost_bytes(header: &Header) -> u64 {
-        header.total_bytes + u64::from(header.count) * SLOT_BYTES + GROUP_BYTES
-    }
-
-    /// The message.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Incomplete`] when frames are missing.
-    pub fn finish(self) -> Result<Incoming> {
-        if self.missing > 0 {
-            return Err(Error::new(
-                ErrorKind::Incomplete,
-                format!(
-                    "message {}: {} of {} frames are missing",
-                    self.first.id, self.missing, self.first.count
-                ),
-            ));
-        }
-        Ok(Incoming {
-            id: self.first.id,
-            rows: self.first.rows,
-            layout: self.first.layout,
-            payload: self.buffer.into_bytes(),
-            frames_count: self.first.count,
-        })
-    }
+fn content(header: &Header) -> (u32, u32) {
+    (header.checksum, header.chunk_bytes)
 }
 
 fn foreign(header: &Header, what: &str) -> Error {
@@ -204,7 +247,7 @@ impl Assembler {
     /// Gives up an unfinished group; false when there is none.
     pub fn discard(&mut self, id: &MessageId) -> bool {
         let Some(group) = self.groups.remove(id) else { return false };
-        self.held_bytes -= Assembly::cost_bytes(&group.first);
+        self.held_bytes -= Assembly::cost_bytes(&group.group.first);
         true
     }
 

@@ -1,8 +1,10 @@
 //! Compressors of one chunk, and its checksum.
 
 use std::cell::RefCell;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
+use bytes::Bytes;
 use crc_fast::CrcAlgorithm;
 use zstd::bulk::{Compressor, Decompressor};
 use zstd::zstd_safe::{
@@ -10,7 +12,8 @@ use zstd::zstd_safe::{
 };
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::frame::planes;
+use crate::frame::aligned::AlignedBuffer;
+use crate::frame::{pk3, planes};
 
 /// How the body of a frame is coded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -18,20 +21,35 @@ use crate::frame::planes;
 pub enum Codec {
     /// The bytes themselves.
     Raw = 0,
-    /// One zstd frame at level 1: sparse and repeated data.
+    /// One zstd frame, of any level; named after the first one that was written. Sparse and
+    /// repeated data.
     Zstd1 = 1,
     /// Byte planes, each raw, constant or a zstd frame: dense floats.
     Planes = 2,
+    /// Exponents packed to 3 bits: float32 and bfloat16, at near memory speed.
+    Pk3 = 3,
+    /// One LZ4 block and its CRC-32C: repeated data, faster than zstd.
+    Lz4 = 4,
 }
 
 impl Codec {
-    /// The codec's name.
+    /// All of them, by wire id.
+    pub const ALL: [Self; 5] = [Self::Raw, Self::Zstd1, Self::Planes, Self::Pk3, Self::Lz4];
+
+    /// The codec's name on the wire.
     pub fn name(self) -> &'static str {
         match self {
             Self::Raw => "raw",
             Self::Zstd1 => "zstd1",
             Self::Planes => "planes",
+            Self::Pk3 => "pk3",
+            Self::Lz4 => "lz4",
         }
+    }
+
+    /// The name that users give: zstd has levels there.
+    pub fn option(self) -> &'static str {
+        if self == Self::Zstd1 { "zstd" } else { self.name() }
     }
 
     /// The codec of a wire id.
@@ -39,12 +57,7 @@ impl Codec {
     /// # Errors
     /// [`ErrorKind::Unsupported`] for an id that this build does not know.
     pub fn from_id(id: u8) -> Result<Self> {
-        match id {
-            0 => Ok(Self::Raw),
-            1 => Ok(Self::Zstd1),
-            2 => Ok(Self::Planes),
-            _ => Err(unknown(&id.to_string())),
-        }
+        Self::ALL.get(usize::from(id)).copied().ok_or_else(|| unknown(&id.to_string()))
     }
 }
 
@@ -52,18 +65,77 @@ impl FromStr for Codec {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        [Self::Raw, Self::Zstd1, Self::Planes]
-            .into_iter()
-            .find(|codec| codec.name() == name)
-            .ok_or_else(|| unknown(name))
+        Self::ALL.into_iter().find(|codec| codec.name() == name).ok_or_else(|| unknown(name))
     }
 }
 
 fn unknown(codec: &str) -> Error {
-    Error::new(
-        ErrorKind::Unsupported,
-        format!("codec {codec:?}: this build has raw, zstd1 and planes"),
-    )
+    let known = Codec::ALL.map(Codec::name).join(", ");
+    Error::new(ErrorKind::Unsupported, format!("codec {codec:?}: this build has {known}"))
+}
+
+/// How a chunk is to be coded: a codec, and how hard zstd tries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Coding {
+    codec: Codec,
+    zstd_level: i32,
+}
+
+/// Levels of zstd that can be asked for: 20 and more would take 100s of MB.
+const ZSTD_LEVELS: RangeInclusive<i32> = 1..=19;
+
+impl Coding {
+    /// zstd at a level.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] for a level that is not 1 to 19.
+    pub fn zstd(level: i32) -> Result<Self> {
+        if !ZSTD_LEVELS.contains(&level) {
+            return Err(Error::new(
+                ErrorKind::Config,
+                format!("zstd level: expected {ZSTD_LEVELS:?}, got {level}"),
+            ));
+        }
+        Ok(Self { codec: Codec::Zstd1, zstd_level: level })
+    }
+
+    /// The coding of an option: a codec's name, and a level where it is zstd.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] for a name that is none, a level of another codec or one that is not 1
+    /// to 19.
+    pub fn parse(name: &str, level: Option<i32>) -> Result<Self> {
+        let codec = Codec::ALL.into_iter().find(|codec| codec.option() == name);
+        match (codec, level) {
+            (Some(Codec::Zstd1), level) => Self::zstd(level.unwrap_or(1)),
+            (Some(codec), None) => Ok(codec.into()),
+            (Some(_), Some(level)) => Err(Error::new(
+                ErrorKind::Config,
+                format!("codec level: {level} is one of zstd, the codec is {name:?}"),
+            )),
+            (None, _) => {
+                let known = Codec::ALL.map(Codec::option).join(", ");
+                Err(Error::new(ErrorKind::Config, format!("codec: expected {known}, got {name:?}")))
+            }
+        }
+    }
+
+    /// The codec.
+    pub fn codec(self) -> Codec {
+        self.codec
+    }
+}
+
+impl From<Codec> for Coding {
+    fn from(codec: Codec) -> Self {
+        Self { codec, zstd_level: 1 }
+    }
+}
+
+impl PartialEq<Codec> for Coding {
+    fn eq(&self, codec: &Codec) -> bool {
+        self.codec == *codec
+    }
 }
 
 /// CRC-32C, at memory speed.
@@ -83,14 +155,84 @@ pub(crate) fn checksum_of<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> u32
 /// Codes a chunk. None: it does not shrink, send it raw.
 ///
 /// # Errors
-/// [`ErrorKind::Corrupt`] when the compressor itself fails.
-pub fn encode(codec: Codec, itemsize: u16, chunk: &[u8]) -> Result<Option<Vec<u8>>> {
-    let body = match codec {
+/// [`ErrorKind::TooLarge`] when there is no memory for it.
+pub fn encode(coding: impl Into<Coding>, itemsize: u16, chunk: &[u8]) -> Result<Option<Bytes>> {
+    let coding = coding.into();
+    let room_bytes = match coding.codec {
         Codec::Raw => return Ok(None),
-        Codec::Zstd1 => compress(Strategy::Fast, chunk)?,
-        Codec::Planes => planes::encode(itemsize, chunk)?,
+        Codec::Lz4 => lz4_flex::block::get_maximum_output_size(chunk.len()) + 4,
+        // What would not fit is not worth coding.
+        _ => chunk.len(),
     };
-    Ok((body.len() < chunk.len()).then_some(body))
+    let mut buffer = AlignedBuffer::new(room_bytes as u64)?;
+    let mut room = Room::new(buffer.as_mut());
+    let coded = match coding.codec {
+        Codec::Raw => None,
+        Codec::Zstd1 => compress(Strategy::Level(coding.zstd_level), chunk, &mut room),
+        Codec::Planes => planes::encode(itemsize, chunk, &mut room)?,
+        Codec::Pk3 => pk3::encode(itemsize, chunk, &mut room),
+        Codec::Lz4 => compress_lz4(chunk, &mut room),
+    };
+    let coded_bytes = room.written;
+    if coded.is_none() || coded_bytes >= chunk.len() {
+        return Ok(None);
+    }
+    buffer.truncate(coded_bytes);
+    // Much smaller, it would hold memory that no window counts.
+    let is_small = coded_bytes < room_bytes / 2;
+    Ok(Some(if is_small { Bytes::copy_from_slice(buffer.as_ref()) } else { buffer.into_bytes() }))
+}
+
+/// Memory that a coder fills from the front.
+pub(super) struct Room<'a> {
+    bytes: &'a mut [u8],
+    written: usize,
+}
+
+impl<'a> Room<'a> {
+    fn new(bytes: &'a mut [u8]) -> Self {
+        Self { bytes, written: 0 }
+    }
+
+    /// What is left, for a coder that knows only afterwards how much it takes.
+    pub(super) fn rest(&mut self) -> &mut [u8] {
+        self.bytes.get_mut(self.written..).unwrap_or_default()
+    }
+
+    /// The next bytes, whose content is unspecified; None: there are not so many.
+    pub(super) fn take(&mut self, count: usize) -> Option<&mut [u8]> {
+        let end = self.written.checked_add(count)?;
+        let taken = self.bytes.get_mut(self.written..end)?;
+        self.written = end;
+        Some(taken)
+    }
+
+    /// Bytes so far.
+    pub(super) fn written(&self) -> usize {
+        self.written
+    }
+
+    /// Forgets what was written after that.
+    pub(super) fn back_to(&mut self, written: usize) {
+        self.written = self.written.min(written);
+    }
+
+    pub(super) fn overwrite(&mut self, start: usize, bytes: &[u8]) -> Option<()> {
+        self.bytes.get_mut(start..start + bytes.len())?.copy_from_slice(bytes);
+        Some(())
+    }
+
+    pub(super) fn put(&mut self, bytes: &[u8]) -> Option<()> {
+        self.take(bytes.len())?.copy_from_slice(bytes);
+        Some(())
+    }
+}
+
+fn compress_lz4(chunk: &[u8], room: &mut Room<'_>) -> Option<()> {
+    let coded_bytes = lz4_flex::block::compress_into(chunk, room.rest()).ok()?;
+    let block = room.take(coded_bytes)?;
+    let covered = checksum(block);
+    room.put(&covered.to_le_bytes())
 }
 
 /// Decodes a body into exactly the chunk's raw bytes.
@@ -106,6 +248,27 @@ pub fn decode_into(codec: Codec, itemsize: u16, body: &[u8], out: &mut [u8]) -> 
         Codec::Raw => Err(wrong_length(body.len(), out.len())),
         Codec::Zstd1 => decompress(body, out),
         Codec::Planes => planes::decode(itemsize, body, out),
+        Codec::Pk3 => pk3::decode(itemsize, body, out),
+        Codec::Lz4 => decompress_lz4(body, out),
+    }
+}
+
+/// Decodes one LZ4 block into exactly `out`; it allocates nothing. The block's own checksum: a
+/// match that is moved by a flipped bit may lie on equal bytes, and the chunk's would not tell.
+fn decompress_lz4(body: &[u8], out: &mut [u8]) -> Result<()> {
+    let expected = out.len();
+    let block = match body.split_last_chunk() {
+        Some((block, stored)) if u32::from_le_bytes(*stored) == checksum(block) => block,
+        _ => return Err(Error::new(ErrorKind::Corrupt, "LZ4 block: its checksum does not match")),
+    };
+    match lz4_flex::block::decompress_into(block, out) {
+        Ok(found) if found == expected => Ok(()),
+        Ok(found) => Err(wrong_length(found, expected)),
+        Err(e) => Err(Error::with_source(
+            ErrorKind::Corrupt,
+            format!("frame body is no LZ4 block of {expected} bytes"),
+            e,
+        )),
     }
 }
 
@@ -119,8 +282,8 @@ fn wrong_length(found: usize, expected: usize) -> Error {
 /// How hard a zstd frame is made.
 #[derive(Clone, Copy)]
 pub(super) enum Strategy {
-    /// Level 1: matches and entropy.
-    Fast,
+    /// A level of zstd: matches and entropy.
+    Level(i32),
     /// Entropy alone: what is left to gain on a plane of exponents.
     Huffman,
 }
@@ -130,30 +293,36 @@ const HUFFMAN_LEVEL: i32 = -500;
 
 thread_local! {
     // A context is 100s of KB to set up and a few us to use again.
-    static FAST: RefCell<Option<Compressor<'static>>> = const { RefCell::new(None) };
+    static LEVELS: RefCell<Option<Compressor<'static>>> = const { RefCell::new(None) };
     static HUFFMAN: RefCell<Option<Compressor<'static>>> = const { RefCell::new(None) };
     static DECODE: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
 }
 
-pub(super) fn compress(strategy: Strategy, bytes: &[u8]) -> Result<Vec<u8>> {
-    let run = |cell: &RefCell<Option<Compressor<'static>>>| -> std::io::Result<Vec<u8>> {
+/// None: it does not fit the room that is left.
+pub(super) fn compress(strategy: Strategy, bytes: &[u8], room: &mut Room<'_>) -> Option<()> {
+    let rest = room.rest();
+    let run = |cell: &RefCell<Option<Compressor<'static>>>| -> std::io::Result<usize> {
         let mut slot = cell.borrow_mut();
         let context = match &mut *slot {
             Some(context) => context,
             None => slot.insert(compressor(strategy)?),
         };
-        context.compress(bytes)
+        if let Strategy::Level(level) = strategy {
+            context.set_compression_level(level)?;
+        }
+        context.compress_to_buffer(bytes, rest)
     };
     let coded = match strategy {
-        Strategy::Fast => FAST.with(run),
+        Strategy::Level(_) => LEVELS.with(run),
         Strategy::Huffman => HUFFMAN.with(run),
     };
-    coded.map_err(|e| Error::with_source(ErrorKind::Corrupt, "zstd cannot compress", e))
+    // Room is all that a compressor of memory can lack; raw is right in any case.
+    room.take(coded.ok()?).map(|_| ())
 }
 
 fn compressor(strategy: Strategy) -> std::io::Result<Compressor<'static>> {
     match strategy {
-        Strategy::Fast => Compressor::new(1),
+        Strategy::Level(level) => Compressor::new(level),
         Strategy::Huffman => {
             let mut context = Compressor::new(HUFFMAN_LEVEL)?;
             context.set_parameter(CParameter::LiteralCompressionMode(ParamSwitch::Enable))?;

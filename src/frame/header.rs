@@ -7,11 +7,12 @@
 //!  at  size  field
 //!   0     2  magic "VQ"
 //!   2     1  wire version = 1
-//!   3     1  codec: 0 raw, 1 zstd1, 2 planes
+//!   3     1  codec: 0 raw, 1 zstd1, 2 planes, 3 pk3, 4 lz4
 //!   4    16  producer uuid
 //!  20     4  epoch
 //!  24     8  seq: the producer's, from 1; of packed rows the first row's
-//!  32     4  rows: messages in the payload; > 1 means a packed matrix with shape[0] == rows
+//!  32     4  rows: messages in the payload; > 1 means a packed matrix with shape[0] == rows, or
+//!            without a dtype a pack of small messages
 //!  36     4  index of this frame in its group
 //!  40     4  count of frames in the group
 //!  44     8  payload bytes of the whole message
@@ -113,6 +114,12 @@ impl Header {
         }
     }
 
+    /// As `tile_bytes`, in the type of a chunk's length.
+    #[cfg(feature = "nats")]
+    pub(crate) fn group_chunk_bytes(&self) -> Option<u32> {
+        self.tile_bytes().and_then(|tile| u32::try_from(tile).ok())
+    }
+
     /// Chunks of one size tile the payload, the last may be shorter, borders lie between elements.
     /// So the count of frames, and with it what a reader allocates, is bounded by the payload.
     fn tiles(&self) -> bool {
@@ -142,7 +149,8 @@ impl Header {
                 ),
             ));
         }
-        let first = self.layout.as_ref().and_then(|layout| layout.shape().first());
+        let Some(layout) = &self.layout else { return Ok(()) };
+        let first = layout.shape().first();
         if self.rows > 1 && first != Some(&u64::from(self.rows)) {
             return Err(Error::new(
                 ErrorKind::Corrupt,

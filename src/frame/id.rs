@@ -47,13 +47,6 @@ pub struct MessageId {
     pub seq: u64,
 }
 
-impl MessageId {
-    /// The `Nats-Msg-Id` of one frame of this message.
-    pub fn frame(&self, index: u32) -> String {
-        format!("{self}-{index}")
-    }
-}
-
 impl fmt::Display for MessageId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{}-{}", self.producer, self.epoch, self.seq)

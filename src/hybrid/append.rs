@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::frame::{Codec, Layout, Outgoing};
+use crate::frame::{Coding, Decision, Layout, Outgoing};
 use crate::hybrid::entry::StreamEntry;
 use crate::hybrid::inline::{Borrowed, Encoded, InlineEntry, Run, copied_bytes, fits_run};
 use crate::hybrid::publish::{Done, Receipt, Submission};
@@ -28,11 +28,15 @@ const RECORD_COST_BYTES: u64 = 2 << 10;
 /// What an intent costs to append, likewise: two records.
 const INTENT_COST_BYTES: u64 = 2 * RECORD_COST_BYTES;
 
+/// JetStream's code for the same refusal.
+const WRONG_LAST_SEQ: u64 = 10_071;
+
 /// The messages of one publish call.
 pub(super) struct Batch {
     topic: Arc<HubTopic>,
     submissions: Vec<Submission>,
     routes: Vec<Route>,
+    decisions: Vec<Decision>,
     forced: bool,
     deadline: Instant,
     started: Instant,
@@ -78,6 +82,7 @@ impl Batch {
         topic: &Arc<HubTopic>,
         submissions: Vec<Submission>,
         routes: Vec<Route>,
+        decisions: Vec<Decision>,
         forced: bool,
         deadline: Instant,
         done: Box<dyn FnMut(usize) -> Done + Send>,
@@ -87,6 +92,7 @@ impl Batch {
             topic: Arc::clone(topic),
             submissions,
             routes,
+            decisions,
             forced,
             deadline,
             started: Instant::now(),
@@ -110,13 +116,29 @@ impl Batch {
         entry
     }
 
+    /// Of a message of its own; publishes of several expect nothing.
+    fn check_last_seq(&self, appender: &Appender) -> Result<()> {
+        let last_seq = appender.next_seq().saturating_sub(1);
+        let expected = self.submissions.first().and_then(|first| first.expected_last_seq);
+        match expected {
+            Some(expected) if expected != last_seq => Err(Error::new(
+                ErrorKind::Rejected { code: WRONG_LAST_SEQ },
+                format!(
+                    "topic {:?} ends with seq {last_seq}, expected {expected}",
+                    self.topic.name
+                ),
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// Payload bytes to copy, and messages, from `from` on that can share an entry.
     fn shareable(&self, from: usize) -> (usize, usize) {
-        let codec = self.topic.shared.options.codec;
         let mut bytes = 0;
         let mut messages = 0;
-        for (submission, route) in self.submissions.iter().zip(&self.routes).skip(from) {
-            let size_bytes = copied_bytes(submission.payload.len(), codec);
+        let ways = self.routes.iter().zip(&self.decisions);
+        for (submission, (route, decision)) in self.submissions.iter().zip(ways).skip(from) {
+            let size_bytes = copied_bytes(submission.payload.len(), decision.coding);
             if *route != Route::Queue || (messages > 0 && bytes + size_bytes > PACKED_BYTES_MAX) {
                 break;
             }
@@ -128,22 +150,10 @@ impl Batch {
 
     /// Messages from `from` on that can be written as a run.
     fn run_length(&self, from: usize) -> usize {
-        let codec = self.topic.shared.options.codec;
-        let mut following = self.submissions.iter().zip(&self.routes).skip(from);
-        let Some((first, Route::Queue)) = following.next() else { return 1 };
-        let size_bytes = first.payload.len();
-        let has_rows = first.layout.as_ref().is_none_or(Layout::has_rows);
-        if first.rows != 1 || !has_rows || !fits_run(size_bytes, codec) {
-            return 1;
-        }
-        let like_first = |(next, route): &(&Submission, &Route)| {
-            **route == Route::Queue
-                && next.rows == 1
-                && next.payload.len() == size_bytes
-                && next.layout == first.layout
-                && next.headers == first.headers
-        };
-        1 + following.take(PACKED_BYTES_MAX / size_bytes - 1).take_while(like_first).count()
+        let ways = self.routes.iter().zip(&self.decisions);
+        let following = self.submissions.iter().zip(ways).skip(from);
+        let queued = following.take_while(|(_, (route, _))| **route == Route::Queue);
+        run_length(queued.map(|(submission, (_, decision))| (submission, decision.coding))).max(1)
     }
 
     fn push_run(
@@ -152,6 +162,7 @@ impl Batch {
         appender: &mut Appender,
         index: usize,
         run: &[Submission],
+        decision: Decision,
     ) -> Result<()> {
         let Some(first) = run.first() else { return Ok(()) };
         let bytes = first.payload.len() * run.len();
@@ -173,7 +184,7 @@ impl Batch {
         let payload_bytes = first.payload.len() as u64;
         encoded.wire_bytes -= payload_bytes * (run.len() as u64 - 1);
         for (seq, submission) in (first_seq..).zip(run) {
-            building.receipts.push(Some(self.receipt(seq, submission, encoded)));
+            building.receipts.push(Some(self.receipt(seq, submission, decision, encoded)));
             encoded.wire_bytes = payload_bytes;
         }
         Ok(())
@@ -185,8 +196,8 @@ impl Batch {
         appender: &mut Appender,
         index: usize,
         submission: &Submission,
+        decision: Decision,
     ) -> Result<()> {
-        let codec = self.topic.shared.options.codec;
         let mut total = Encoded::default();
         let mut seq = None;
         for (payload, layout, rows) in blocks(submission)? {
@@ -196,19 +207,28 @@ impl Batch {
             let id = self.topic.message_id(first_seq);
             let outgoing = Outgoing { id, rows, layout, payload };
             let (headers, writable) = (&submission.headers, submission.writable);
-            let encoded = sharing.entry.push(&outgoing, headers, codec, writable, &mut borrowed)?;
+            let encoded =
+                sharing.entry.push(&outgoing, headers, decision.coding, writable, &mut borrowed)?;
             sharing.next_seq += u64::from(rows);
             building.borrowed = borrowed;
             seq = seq.or(Some(first_seq));
             total.frames_count += encoded.frames_count;
+            total.coded_count += encoded.coded_count;
             total.wire_bytes += encoded.wire_bytes;
         }
         let seq = seq.unwrap_or_else(|| appender.next_seq());
-        building.receipts.push(Some(self.receipt(seq, submission, total)));
+        building.receipts.push(Some(self.receipt(seq, submission, decision, total)));
         Ok(())
     }
 
-    fn receipt(&self, seq: u64, submission: &Submission, encoded: Encoded) -> Receipt {
+    fn receipt(
+        &self,
+        seq: u64,
+        submission: &Submission,
+        decision: Decision,
+        encoded: Encoded,
+    ) -> Receipt {
+        let (codec, codec_why) = decision.used(encoded.coded_count);
         Receipt {
             route: Route::Queue,
             seq,
@@ -219,6 +239,8 @@ impl Batch {
             payload_bytes: submission.payload.len() as u64,
             wire_bytes: encoded.wire_bytes,
             rows_count: submission.rows,
+            codec,
+            codec_why,
         }
     }
 
@@ -247,16 +269,23 @@ impl Batch {
 
     /// Sends what goes to the stream.
     fn start_intents(&mut self, receipts: &[Option<Receipt>]) {
+        let mut leaving = Vec::new();
         let mut intents = std::mem::take(&mut self.intents).into_iter();
         let submissions = std::mem::take(&mut self.submissions);
-        for (index, (submission, receipt)) in submissions.into_iter().zip(receipts).enumerate() {
+        let decisions = std::mem::take(&mut self.decisions);
+        let all = submissions.into_iter().zip(decisions).zip(receipts);
+        for (index, (message, receipt)) in all.enumerate() {
             if receipt.is_none()
                 && let Some(entry) = intents.next()
             {
                 let done = (self.done)(index);
-                let (started, deadline) = (self.started, self.deadline);
-                self.topic.start(submission, entry, started, self.forced, deadline, done);
+                let (started, forced, deadline) = (self.started, self.forced, self.deadline);
+                let topic = &self.topic;
+                leaving.push(topic.in_flight(message, entry, started, forced, deadline, done));
             }
+        }
+        if !leaving.is_empty() {
+            self.topic.send(leaving);
         }
     }
 
@@ -285,10 +314,12 @@ impl AppendJob for Batch {
             let context = "the log did not take the message in time; it was not written";
             return Err(Error::new(ErrorKind::Timeout, context));
         }
+        self.check_last_seq(appender)?;
         let mut building = Building::new(self.submissions.len());
         let mut rest = self.submissions.as_slice();
         while let Some((submission, others)) = rest.split_first() {
             let index = self.submissions.len() - rest.len();
+            let Some(&decision) = self.decisions.get(index) else { break };
             let count = self.run_length(index);
             if self.routes.get(index) == Some(&Route::Nats) {
                 building.end_sharing(appender);
@@ -296,11 +327,11 @@ impl AppendJob for Batch {
                 building.receipts.push(None);
             } else if count > 1 {
                 let (run, after) = rest.split_at(count);
-                self.push_run(&mut building, appender, index, run)?;
+                self.push_run(&mut building, appender, index, run, decision)?;
                 rest = after;
                 continue;
             } else {
-                self.push_one(&mut building, appender, index, submission)?;
+                self.push_one(&mut building, appender, index, submission, decision)?;
             }
             rest = others;
         }
@@ -400,16 +431,37 @@ impl Sharing {
     }
 }
 
+/// How many of these messages, from the first on, can be written as a run.
+pub(super) fn run_length<'a>(
+    mut submissions: impl Iterator<Item = (&'a Submission, Coding)>,
+) -> usize {
+    let Some((first, coding)) = submissions.next() else { return 0 };
+    let size_bytes = first.payload.len();
+    let has_rows = first.layout.as_ref().is_none_or(Layout::has_rows);
+    if first.rows != 1 || !has_rows || !fits_run(size_bytes, coding) {
+        return 1;
+    }
+    let like_first = |(next, other): &(&Submission, Coding)| {
+        *other == coding
+            && next.rows == 1
+            && next.payload.len() == size_bytes
+            && next.layout == first.layout
+            && next.headers == first.headers
+    };
+    1 + submissions.take(PACKED_BYTES_MAX / size_bytes - 1).take_while(like_first).count()
+}
+
 /// A message as an entry of its own, for the place of an intent.
 pub(super) fn lone_entry(
     outgoing: &Outgoing,
     submission: &Submission,
-    codec: Codec,
+    decision: Decision,
 ) -> Result<(Vec<u8>, Encoded)> {
-    let mut entry = InlineEntry::with_room(copied_bytes(outgoing.payload.len(), codec), 1)?;
+    let coding = decision.coding;
+    let mut entry = InlineEntry::with_room(copied_bytes(outgoing.payload.len(), coding), 1)?;
     let mut borrowed = Vec::new();
     let (headers, writable) = (&submission.headers, submission.writable);
-    let encoded = entry.push(outgoing, headers, codec, writable, &mut borrowed)?;
+    let encoded = entry.push(outgoing, headers, coding, writable, &mut borrowed)?;
     let value = entry.finish().concat();
     borrowed.iter().try_for_each(Borrowed::verify)?;
     Ok((value, encoded))

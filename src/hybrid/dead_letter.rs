@@ -1,6 +1,6 @@
 //! Messages that were handed out too often go to another topic.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::iter;
 use std::ops::Range;
 use std::sync::Arc;
@@ -8,10 +8,12 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::frame::Headers;
+use crate::hybrid::acks::Acker;
 use crate::hybrid::options::SubscribeOptions;
 use crate::hybrid::publish::{Done, Submission, Wait};
 use crate::hybrid::subscribe::{Message, Unpacking};
 use crate::hybrid::topic::HubTopic;
+use crate::nats::Hold;
 use crate::queue::{Group, SubscriberId};
 use crate::router::Route;
 
@@ -51,7 +53,8 @@ impl DeadLetters {
         deliveries >= self.deliveries_max
     }
 
-    /// Publishes messages to the other topic; each is done here when it is on the log there.
+    /// Publishes messages of a journal to the other topic; each is done here when it is on the log
+    /// there.
     ///
     /// They go to the queue whatever their size: it needs no server and ends at once.
     pub(super) fn send(
@@ -64,30 +67,69 @@ impl DeadLetters {
     ) -> Result<()> {
         let seqs: Vec<Range<u64>> = pieces.iter().cloned().collect();
         let held = group.hand_out(id, &seqs, None, false)?;
-        let seqs: Vec<u64> = held.iter().cloned().flatten().collect();
-        let letters = seqs.iter().filter_map(|seq| unpacking.message(*seq, deliveries));
-        let submissions = letters
-            .map(|message| self.submission(group.name(), message, deliveries))
-            .collect::<Result<Vec<_>>>()?;
-        log::warn!(
-            "topic {:?}: {} messages go to {:?} after {deliveries} deliveries to group {:?}",
-            self.from,
-            submissions.len(),
-            self.topic.name,
-            group.name()
-        );
+        let seqs = held.iter().cloned().flatten();
+        let letters = seqs.filter_map(|seq| unpacking.message(seq, deliveries)).collect();
         let settle = {
             let group = group.clone();
             move |seq: u64, error: Option<&Error>| match error {
-                None => {
-                    if let Err(error) = group.ack(iter::once(seq..seq + 1)) {
-                        log::warn!("dead letter {seq} is written, not acknowledged: {error}");
-                    }
-                }
-                Some(error) => {
-                    log::warn!("dead letter {seq} is not written, and tried again: {error}");
+                None => group.ack(iter::once(seq..seq + 1)),
+                Some(_) => {
                     group.nak(iter::once(seq..seq + 1), RETRY_DELAY);
+                    Ok(())
                 }
+            }
+        };
+        self.publish(group.name(), letters, deliveries, Route::Queue, settle)
+    }
+
+    /// Publishes messages of a stream to the other topic, on a stream too; the server is told what
+    /// became of each, and until then that they are in work.
+    pub(super) fn send_on(
+        &self,
+        group: &str,
+        letters: Vec<Message>,
+        hold: Arc<Hold>,
+    ) -> Result<()> {
+        let Some(deliveries) = letters.first().map(|message| message.deliveries - 1) else {
+            return Ok(());
+        };
+        let ackers: BTreeMap<u64, Acker> =
+            letters.iter().map(|message| (message.seq, message.acker().clone())).collect();
+        let settle = move |seq: u64, error: Option<&Error>| {
+            let _held = &hold;
+            match (ackers.get(&seq), error) {
+                (None, _) => Ok(()),
+                (Some(acker), None) => acker.ack(seq),
+                (Some(acker), Some(_)) => acker.nak(seq, RETRY_DELAY),
+            }
+        };
+        self.publish(group, letters, deliveries, Route::Nats, settle)
+    }
+
+    fn publish(
+        &self,
+        group: &str,
+        letters: Vec<Message>,
+        deliveries: u32,
+        route: Route,
+        settle: impl Fn(u64, Option<&Error>) -> Result<()> + Clone + Send + 'static,
+    ) -> Result<()> {
+        let seqs: Vec<u64> = letters.iter().map(|message| message.seq).collect();
+        let letters = letters.into_iter();
+        let submissions = letters.map(|message| self.submission(group, message, deliveries));
+        let submissions = submissions.collect::<Result<Vec<_>>>()?;
+        log::warn!(
+            "topic {:?}: {} messages go to {:?} after {deliveries} deliveries to group {group:?}",
+            self.from,
+            submissions.len(),
+            self.topic.name,
+        );
+        let settle = move |seq: u64, error: Option<&Error>| {
+            if let Some(error) = error {
+                log::warn!("dead letter {seq} is not written, and tried again: {error}");
+            }
+            if let Err(error) = settle(seq, error) {
+                log::warn!("dead letter {seq}: what became of it is not told: {error}");
             }
         };
         let done = {
@@ -98,8 +140,7 @@ impl DeadLetters {
             }
         };
         let deadline = Instant::now() + TIMEOUT;
-        let published =
-            self.topic.publish(submissions, Some(Route::Queue), deadline, Wait::Never, done);
+        let published = self.topic.publish(submissions, Some(route), deadline, Wait::Never, done);
         match published {
             Ok(receipts) => {
                 let written = seqs.iter().zip(&receipts).filter(|(_, receipt)| receipt.is_some());
@@ -122,11 +163,13 @@ impl DeadLetters {
         headers.retain(|(key, _)| own.iter().all(|(name, _)| name != key));
         headers.extend(own.map(|(key, value)| (key.to_owned(), value)));
         Ok(Submission {
-            payload: message.payload,
+            codec: None,
+            payload: message.payload()?.clone(),
             writable: false,
             layout: message.layout.map(|layout| (*layout).clone()),
             rows: 1,
             headers: Headers::new(headers)?,
+            expected_last_seq: None,
         })
     }
 }

@@ -5,9 +5,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use tokio::task::JoinHandle;
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::frame::ProducerId;
 use crate::hybrid::busy::BusyTime;
+use crate::hybrid::link::LinkSpeed;
 use crate::hybrid::options::{HubOptions, Mode};
 use crate::hybrid::topic::HubTopic;
 use crate::hybrid::{attach, resolve, runtime};
@@ -23,6 +26,9 @@ const RETENTION_BYTES: u64 = 32 << 20;
 /// How often it looks whether it is time.
 const RETENTION_LOOK: Duration = Duration::from_millis(250);
 
+/// Until subscribers that are closed have given back what they had.
+const SETTLE_WAIT: Duration = Duration::from_secs(2);
+
 /// Counts since the hub was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
@@ -36,6 +42,11 @@ pub struct Stats {
     pub aborted: u64,
     /// Publishes whose caller's time was over before their fate was known.
     pub unknown: u64,
+    /// Messages whose numbers the streams of mode `nats` have left out so far: lost by the server,
+    /// or given up by their publisher.
+    pub missing: u64,
+    /// Groups of frames that killed publishers had left and that were purged.
+    pub swept: u64,
     /// The router's threshold, in bytes.
     pub threshold_bytes: u64,
 }
@@ -47,6 +58,8 @@ pub(super) struct Counters {
     pub(super) rerouted: AtomicU64,
     pub(super) aborted: AtomicU64,
     pub(super) unknown: AtomicU64,
+    pub(super) missing: AtomicU64,
+    pub(super) swept: AtomicU64,
 }
 
 /// What every topic of a hub shares.
@@ -59,11 +72,19 @@ pub(super) struct Shared {
     pub(super) counters: Counters,
     router: Mutex<Router>,
     nats_busy: Mutex<BusyTime>,
+    link_speed: Mutex<LinkSpeed>,
     started: Instant,
     closed: AtomicBool,
+    /// What gives messages of streams back when their subscribers are closed.
+    tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Shared {
+    /// The server, where it cannot be reached now, may be reached later.
+    pub(super) fn may_come_back(&self) -> bool {
+        self.nats.as_ref().is_some_and(|connection| connection.check().is_ok())
+    }
+
     pub(super) fn check_open(&self) -> Result<()> {
         if self.is_closed() {
             return Err(Error::new(ErrorKind::Closed, "the handle is closed"));
@@ -73,6 +94,33 @@ impl Shared {
 
     pub(super) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
+    }
+
+    /// Waits for a task when the hub is closed.
+    pub(super) fn keep_task(&self, task: JoinHandle<()>) {
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        tasks.retain(|task| !task.is_finished());
+        tasks.push(task);
+    }
+
+    /// Lets tasks that end come to their end, and the server know what it was told of messages.
+    async fn settle(&self, topics: Vec<Arc<HubTopic>>) {
+        let tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        let deadline = tokio::time::Instant::now() + SETTLE_WAIT;
+        for task in tasks {
+            // One whose subscriber is still open goes on; it ends with the connection.
+            let _ = tokio::time::timeout_at(deadline, task).await;
+        }
+        for topic in topics {
+            if let Some(stream) = topic.opened_stream() {
+                stream.flush_acks().await;
+            }
+        }
+    }
+
+    /// Whether this open handle will never have a connection (again).
+    pub(super) fn is_cut_off(&self) -> bool {
+        !self.is_closed() && self.nats.as_ref().is_none_or(Connection::is_lost)
     }
 
     /// The route of a message, by mode or by the learned threshold.
@@ -98,6 +146,11 @@ impl Shared {
     /// The busy time of the NATS route, over all topics: they share a connection and a server.
     pub(super) fn nats_busy(&self) -> MutexGuard<'_, BusyTime> {
         self.nats_busy.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How fast the link to the server is.
+    pub(super) fn link_speed(&self) -> MutexGuard<'_, LinkSpeed> {
+        self.link_speed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn router(&self) -> MutexGuard<'_, Router> {
@@ -158,6 +211,8 @@ impl Hub {
         let (producer, epoch) = queue
             .as_ref()
             .map_or((ProducerId::random(), 1), |queue| (queue.producer(), queue.instance_epoch()));
+        let url = options.nats.as_ref().map(|nats| nats.servers.join(","));
+        let link_speed = LinkSpeed::new(options.link_bytes_per_s, url.as_deref());
         let shared = Arc::new(Shared {
             options,
             queue,
@@ -167,8 +222,10 @@ impl Hub {
             counters: Counters::default(),
             router: Mutex::new(router),
             nats_busy: Mutex::new(BusyTime::default()),
+            link_speed: Mutex::new(link_speed),
             started: Instant::now(),
             closed: AtomicBool::new(false),
+            tasks: Mutex::default(),
         });
         let hub = Self {
             shared,
@@ -180,7 +237,7 @@ impl Hub {
         if let Some(queue) = &hub.shared.queue {
             queue.retain(unix_ms())?;
         }
-        hub.start_retention()?;
+        hub.start_retention(Some(Instant::now()))?;
         *hub.attach.lock().unwrap_or_else(PoisonError::into_inner) = hub.listen();
         Ok(hub)
     }
@@ -221,20 +278,24 @@ impl Hub {
         Ok(topic)
     }
 
-    /// The names of all topics of the directory; in mode `nats`, of the topics this hub has opened.
+    /// The names of all topics of the directory; in mode `nats`, of those that the server has or
+    /// this hub has opened.
     ///
     /// # Errors
-    /// [`ErrorKind::Closed`] or [`ErrorKind::Storage`].
+    /// [`ErrorKind::Closed`] or [`ErrorKind::Storage`]; [`ErrorKind::NotConnected`] in mode `nats`.
     pub fn topics(&self) -> Result<Vec<String>> {
         self.shared.check_open()?;
         let mut names = match &self.shared.queue {
             Some(queue) => queue.topics()?,
             None => {
+                let mut names = self.stream_topics()?;
                 let topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
-                topics.keys().cloned().collect()
+                names.extend(topics.keys().cloned());
+                names
             }
         };
         names.sort();
+        names.dedup();
         Ok(names)
     }
 
@@ -252,6 +313,8 @@ impl Hub {
             rerouted: counters.rerouted.load(Ordering::Relaxed),
             aborted: counters.aborted.load(Ordering::Relaxed),
             unknown: counters.unknown.load(Ordering::Relaxed),
+            missing: counters.missing.load(Ordering::Relaxed),
+            swept: counters.swept.load(Ordering::Relaxed),
             threshold_bytes: self.shared.router().threshold_bytes(),
         }
     }
@@ -282,9 +345,13 @@ impl Hub {
         if let Some(attach) = attach {
             attach.stop();
         }
-        self.topics.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        let topics =
+            std::mem::take(&mut *self.topics.lock().unwrap_or_else(PoisonError::into_inner));
         if let Some(nats) = &self.shared.nats {
-            runtime::handle()?.block_on(nats.close());
+            runtime::handle()?.block_on(async {
+                self.shared.settle(topics.into_values().collect()).await;
+                nats.close().await;
+            });
         }
         self.shared.queue.as_ref().map_or(Ok(()), |queue| queue.close())
     }
@@ -321,8 +388,8 @@ impl Hub {
     }
 
     /// Looks for messages that may go for as long as the hub is open: where there is a retention,
-    /// the hub's or a topic's own.
-    pub(super) fn start_retention(&self) -> Result<()> {
+    /// the hub's or a topic's own. `last` is when that was done.
+    pub(super) fn start_retention(&self, last: Option<Instant>) -> Result<()> {
         let Some(queue) = &self.shared.queue else { return Ok(()) };
         if self.retaining.load(Ordering::Acquire) || !queue.has_retention()? {
             return Ok(());
@@ -330,14 +397,14 @@ impl Hub {
         if self.retaining.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
-        runtime::handle()?.spawn(retain_regularly(Arc::downgrade(queue)));
+        runtime::handle()?.spawn(retain_regularly(Arc::downgrade(queue), last));
         Ok(())
     }
 }
 
-/// Deletes at once, then once a minute, and sooner when much was published.
-async fn retain_regularly(queue: Weak<Queue>) {
-    let (mut last, mut last_bytes) = (None::<Instant>, 0);
+/// Deletes once a minute, and sooner when much was published; at once without a `last` time.
+async fn retain_regularly(queue: Weak<Queue>, mut last: Option<Instant>) {
+    let mut last_bytes = queue.upgrade().map_or(0, |open| open.appended_bytes());
     loop {
         let Some(open) = queue.upgrade() else { return };
         let bytes = open.appended_bytes();

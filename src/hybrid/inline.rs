@@ -29,8 +29,8 @@ use bytes::Bytes;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::frame::{
-    AlignedWriter, Assembly, CHUNK_BYTES_MAX, Codec, Header, Headers, Incoming, Layout, MessageId,
-    Outgoing, Plan, checksum, checksum_of, decode_into,
+    AlignedWriter, Assembly, CHUNK_BYTES_MAX, Codec, Coding, Header, Headers, Incoming, Layout,
+    MessageId, Outgoing, Plan, checksum, checksum_of, decode_into,
 };
 use crate::hybrid::entry::{KIND_INLINE, Reader, damaged};
 
@@ -58,6 +58,8 @@ pub(super) struct InlineEntry {
     writer: AlignedWriter,
     /// The body of the last frame, where it was not copied. It ends the entry.
     borrowed: Option<Bytes>,
+    /// Raw bodies of this size and more are borrowed.
+    borrowed_bytes_min: usize,
     blocks: u32,
 }
 
@@ -77,6 +79,8 @@ pub(super) struct Run<'a> {
 #[derive(Clone, Copy, Default)]
 pub(super) struct Encoded {
     pub(super) frames_count: u32,
+    /// Frames whose bodies are coded.
+    pub(super) coded_count: u32,
     pub(super) wire_bytes: u64,
 }
 
@@ -95,12 +99,18 @@ impl Borrowed {
 }
 
 impl InlineEntry {
+    /// An entry as `with_room`, all in one piece: nothing is borrowed.
+    pub(super) fn in_one_piece(payload_bytes: usize, messages: usize) -> Result<Self> {
+        let entry = Self::with_room(payload_bytes, messages)?;
+        Ok(Self { borrowed_bytes_min: usize::MAX, ..entry })
+    }
+
     /// An entry with room for payloads of `payload_bytes` in `messages`.
     pub(super) fn with_room(payload_bytes: usize, messages: usize) -> Result<Self> {
         let capacity = PREFIX_BYTES + payload_bytes + messages * OVERHEAD_BYTES;
         let mut writer = AlignedWriter::with_capacity(capacity)?;
         writer.extend(&[KIND_INLINE, 0, 0, 0, 0, 0, 0, 0])?;
-        Ok(Self { writer, borrowed: None, blocks: 0 })
+        Ok(Self { writer, borrowed: None, borrowed_bytes_min: BORROWED_BYTES_MIN, blocks: 0 })
     }
 
     /// Bytes so far.
@@ -119,7 +129,7 @@ impl InlineEntry {
         &mut self,
         message: &Outgoing,
         headers: &Headers,
-        codec: Codec,
+        coding: Coding,
         writable: bool,
         borrowed: &mut Vec<Borrowed>,
     ) -> Result<Encoded> {
@@ -127,11 +137,12 @@ impl InlineEntry {
         self.block(1, headers)?;
         let itemsize = message.layout.as_ref().map_or(1, Layout::itemsize);
         let chunk_bytes_max =
-            if codec == Codec::Raw { CHUNK_BYTES_MAX } else { CODED_CHUNK_BYTES_MAX };
+            if coding == Codec::Raw { CHUNK_BYTES_MAX } else { CODED_CHUNK_BYTES_MAX };
         let plan = Plan::new(message.payload.len() as u64, itemsize, chunk_bytes_max)?;
         let mut head = Vec::with_capacity(OVERHEAD_BYTES);
+        let mut coded_count = 0;
         for index in 0..plan.count {
-            let frame = message.frame(&plan, index, codec)?;
+            let frame = message.frame(&plan, index, coding)?;
             head.clear();
             let body_bytes = u32::try_from(frame.body.len())
                 .map_err(|_| Error::new(ErrorKind::TooLarge, "frame body exceeds 4 GiB"))?;
@@ -140,7 +151,8 @@ impl InlineEntry {
             self.writer.extend(&head)?;
             self.writer.pad(body_alignment(frame.body.len()))?;
             let raw = frame.header.codec == Codec::Raw;
-            if raw && plan.count == 1 && frame.body.len() >= BORROWED_BYTES_MIN {
+            coded_count += u32::from(!raw);
+            if raw && plan.count == 1 && frame.body.len() >= self.borrowed_bytes_min {
                 if writable {
                     let (payload, checksum) = (frame.body.clone(), frame.header.checksum);
                     borrowed.push(Borrowed { payload, checksum });
@@ -156,7 +168,7 @@ impl InlineEntry {
             }
         }
         let wire_bytes = (self.len() - before) as u64;
-        Ok(Encoded { frames_count: plan.count, wire_bytes })
+        Ok(Encoded { frames_count: plan.count, coded_count, wire_bytes })
     }
 
     /// Adds a run of raw messages, two or more, whose sizes are a multiple of 64: each of them lies
@@ -196,7 +208,7 @@ impl InlineEntry {
             verify_copy(&header, 1, copy)?;
         }
         let wire_bytes = (self.len() - before) as u64;
-        Ok(Encoded { frames_count: 1, wire_bytes })
+        Ok(Encoded { frames_count: 1, coded_count: 0, wire_bytes })
     }
 
     /// The entry, in slices: what was written, and the borrowed body where there is one.
@@ -225,15 +237,15 @@ impl InlineEntry {
 }
 
 /// Whether a message of that size can be one of a run.
-pub(super) fn fits_run(payload_bytes: usize, codec: Codec) -> bool {
-    codec == Codec::Raw
+pub(super) fn fits_run(payload_bytes: usize, coding: Coding) -> bool {
+    coding == Codec::Raw
         && (1..BORROWED_BYTES_MIN).contains(&payload_bytes)
         && payload_bytes.is_multiple_of(64)
 }
 
 /// Bytes of a payload that an entry takes a copy of, at most.
-pub(super) fn copied_bytes(payload_bytes: usize, codec: Codec) -> usize {
-    let borrowed = codec == Codec::Raw && payload_bytes >= BORROWED_BYTES_MIN;
+pub(super) fn copied_bytes(payload_bytes: usize, coding: Coding) -> usize {
+    let borrowed = coding == Codec::Raw && payload_bytes >= BORROWED_BYTES_MIN;
     if borrowed { 0 } else { payload_bytes }
 }
 
@@ -401,7 +413,7 @@ mod tests {
         assert_eq!(entry.push_run(&run).unwrap().frames_count, 1);
         let payload = Bytes::from_static(b"alone");
         let lone = Outgoing { id: id(9), rows: 1, layout: None, payload };
-        entry.push(&lone, &Headers::empty(), Codec::Raw, false, &mut Vec::new()).unwrap();
+        entry.push(&lone, &Headers::empty(), Codec::Raw.into(), false, &mut Vec::new()).unwrap();
         let mut aligned = AlignedWriter::with_capacity(4096).unwrap();
         entry.finish().iter().for_each(|slice| aligned.extend(slice).unwrap());
         aligned.finish()

@@ -12,7 +12,7 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::frame::{Headers, Incoming};
+use crate::frame::{Gathered, Headers};
 use crate::hybrid::acks::{Acker, JournalAcker};
 use crate::hybrid::dead_letter::DeadLetters;
 use crate::hybrid::entry::{self, Entry, StreamEntry};
@@ -20,7 +20,7 @@ use crate::hybrid::inline::InlineMessage;
 use crate::hybrid::options::SubscribeOptions;
 use crate::hybrid::runtime;
 use crate::hybrid::subscribe::{
-    Block, Message, PREFETCH_BYTES_MAX, PREFETCH_ENTRIES_MAX, Unpacking,
+    Block, Message, PREFETCH_BYTES_MAX, PREFETCH_ENTRIES_MAX, Unpacking, unreadable,
 };
 use crate::hybrid::topic::HubTopic;
 use crate::queue::{self, Claim, Group, Record, SubscriberId};
@@ -57,7 +57,7 @@ struct Fetch {
 
 #[derive(Default)]
 struct FetchState {
-    outcome: Option<Result<(Incoming, Headers)>>,
+    outcome: Option<Result<(Gathered, Headers)>>,
     waker: Option<Waker>,
 }
 
@@ -71,6 +71,8 @@ pub(super) struct JournalReader {
     dead_letters: Option<DeadLetters>,
     generation: u64,
     is_shared: bool,
+    /// Frames are left as they come: who reads has memory of his own for them.
+    keep_frames: bool,
     slots: VecDeque<Slot>,
     slots_bytes: u64,
     /// The record that was read last for messages that are due again: they often share one.
@@ -98,6 +100,7 @@ impl JournalReader {
             ack_wait,
             dead_letters,
             is_shared: false,
+            keep_frames: false,
             slots: VecDeque::new(),
             slots_bytes: 0,
             last_due: None,
@@ -112,7 +115,13 @@ impl JournalReader {
         &self.acker
     }
 
-    pub(super) fn poll(&mut self, messages_max: usize, waker: &Waker) -> Result<Vec<Message>> {
+    pub(super) fn poll(
+        &mut self,
+        messages_max: usize,
+        waker: &Waker,
+        keep_frames: bool,
+    ) -> Result<Vec<Message>> {
+        self.keep_frames = keep_frames;
         let ready = self.take_ready(messages_max)?;
         if !ready.is_empty() {
             return Ok(ready);
@@ -220,19 +229,20 @@ impl JournalReader {
             };
             let block = match fetched {
                 None => return Ok(false),
-                Some(fetched) => fetched.and_then(|(incoming, headers)| {
+                Some(fetched) => fetched.and_then(|(gathered, headers)| {
                     let acker = Acker::Journal(Arc::clone(&self.acker));
-                    let block = block(Route::Nats, slot.first_seq, incoming, headers, acker);
-                    Unpacking::new(&self.topic.name, block)
+                    let block = block(Route::Nats, slot.first_seq, headers, acker);
+                    let is_kept = self.keep_frames;
+                    let gathered = if is_kept { gathered } else { gathered.join()?.into() };
+                    Unpacking::new(&self.topic.name, block, gathered)
                 }),
             };
             slot.state = block.map_or_else(SlotState::Failed, SlotState::Ready);
         }
         match &slot.state {
-            SlotState::Failed(error) if may_fail => Err(Error::new(
-                error.kind(),
-                format!("topic {:?}, seq {}: {error}", self.topic.name, slot.first_seq),
-            )),
+            SlotState::Failed(error) if may_fail => {
+                Err(unreadable(&self.topic.name, slot.first_seq, error))
+            }
             SlotState::Failed(_) | SlotState::Fetching(_) => Ok(false),
             SlotState::Ready(_) => Ok(true),
         }
@@ -291,7 +301,7 @@ impl JournalReader {
                 if record.open || end - from >= most {
                     break;
                 }
-                self.check_gap(end, record.first_seq)?;
+                self.warn_of_gap(end, record.first_seq);
                 end = after(&record).min(from.saturating_add(most)).max(record.first_seq);
                 records.push(record);
             }
@@ -309,18 +319,14 @@ impl JournalReader {
         Ok(end > from)
     }
 
-    /// Retention may have removed what was not read; nothing else may.
-    fn check_gap(&self, expected: u64, found: u64) -> Result<()> {
-        if found <= expected {
-            return Ok(());
+    /// Reads have no holes but what retention removed before it was read.
+    fn warn_of_gap(&self, expected: u64, found: u64) {
+        if found > expected {
+            let (topic, last) = (&self.topic.name, found - 1);
+            log::warn!(
+                "topic {topic:?}: retention removed seqs {expected} to {last} before they were read"
+            );
         }
-        let range = format!("seqs {expected} to {}", found - 1);
-        if self.log.first_seq() < found {
-            let context = format!("topic {:?}: {range} are missing from the log", self.topic.name);
-            return Err(Error::new(ErrorKind::Corrupt, context));
-        }
-        log::warn!("topic {:?}: retention removed {range} before they were read", self.topic.name);
-        Ok(())
     }
 
     /// Reads messages again that are due.
@@ -354,7 +360,7 @@ impl JournalReader {
         let record = self.log.read(seq, 1, 0)?.into_iter().next();
         let first_seq = record.as_ref().map_or(end, |record| record.first_seq.min(end));
         if first_seq > seq {
-            self.check_gap(seq, first_seq)?;
+            self.warn_of_gap(seq, first_seq);
             self.group.ack(iter::once(seq..first_seq))?;
         }
         self.last_due = record;
@@ -397,8 +403,9 @@ impl JournalReader {
             if !pieces.is_empty() {
                 let acker = Acker::Journal(Arc::clone(&self.acker));
                 let payload_bytes = incoming.payload.len() as u64;
-                let block = block(Route::Queue, first_seq, incoming, headers, acker);
-                let state = SlotState::Ready(Unpacking::new(&self.topic.name, block)?);
+                let block = block(Route::Queue, first_seq, headers, acker);
+                let unpacking = Unpacking::new(&self.topic.name, block, incoming.into())?;
+                let state = SlotState::Ready(unpacking);
                 slots.push(Slot { first_seq, pieces, deliveries, payload_bytes, state });
             }
             first_seq = end;
@@ -431,8 +438,9 @@ impl JournalReader {
     fn fetch(&self, entry: StreamEntry) -> Result<Arc<Fetch>> {
         let fetch = Arc::new(Fetch::default());
         let (topic, result) = (Arc::clone(&self.topic), Arc::clone(&fetch));
+        let keep_frames = self.keep_frames;
         runtime::handle()?.spawn(async move {
-            let outcome = fetch_patiently(&topic, &entry).await;
+            let outcome = fetch_patiently(&topic, &entry, keep_frames).await;
             let mut state = result.state.lock().unwrap_or_else(PoisonError::into_inner);
             state.outcome = Some(outcome);
             if let Some(waker) = state.waker.take() {
@@ -453,16 +461,10 @@ fn after(record: &Record) -> u64 {
     record.first_seq + u64::from(record.span)
 }
 
-fn block(
-    route: Route,
-    first_seq: u64,
-    incoming: Incoming,
-    headers: Headers,
-    acker: Acker,
-) -> Block {
+fn block(route: Route, first_seq: u64, headers: Headers, acker: Acker) -> Block {
     let headers = Arc::new(headers);
     // Counted by the group.
-    Block { first_seq, seq_step: 1, route, incoming, headers, acker, deliveries: 0 }
+    Block { first_seq, route, headers, acker, deliveries: 0 }
 }
 
 /// What of the ranges lies within another.
@@ -485,20 +487,27 @@ fn only(messages: Vec<Message>, held: &[Range<u64>]) -> Vec<Message> {
 }
 
 /// Fetches a group; waits out a server that cannot be reached, for as long as the hub is open.
-async fn fetch_patiently(topic: &HubTopic, entry: &StreamEntry) -> Result<(Incoming, Headers)> {
+async fn fetch_patiently(
+    topic: &HubTopic,
+    entry: &StreamEntry,
+    keep_frames: bool,
+) -> Result<(Gathered, Headers)> {
     let limit_bytes = topic.shared.options.message_bytes_max;
     let mut warned = false;
     loop {
         topic.shared.check_open()?;
         topic.log.as_ref().map_or(Ok(()), |log| log.check_exists())?;
         let outcome = match topic.stream().await {
-            Ok(stream) => stream.fetch(&entry.id, entry.manifest_seq, limit_bytes).await,
+            Ok(stream) => {
+                let (id, seq) = (&entry.id, entry.manifest_seq);
+                stream.fetch(id, seq, limit_bytes, keep_frames).await
+            }
             Err(error) => Err(error),
         };
         match outcome {
             Err(error)
                 if matches!(error.kind(), ErrorKind::NotConnected | ErrorKind::Timeout)
-                    && topic.shared.nats.is_some() =>
+                    && !topic.shared.is_cut_off() =>
             {
                 topic.shared.check_open()?;
                 if !warned {

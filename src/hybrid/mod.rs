@@ -14,15 +14,20 @@
 //! | `inline` | the bytes of small messages, several in one entry |
 //! | `attach` | subscribers in other processes of the same host |
 //! | `append` | messages -> entries, as one append of the journal |
-//! | `topic` | one topic: its journal, its stream, the lane that keeps frames in call order |
+//! | `topic` | one topic: its journal and its stream |
+//! | `lane` | messages for the stream, in call order; small ones travel together |
+//! | `pack` | the bytes of small messages that travel together |
+//! | `stream_seq` | seqs where there is no journal |
 //! | `peek` | reads a journal without a subscription group |
 //! | `publish` | submission -> route -> journal -> receipt |
 //! | `busy` | what a message costs a route that works on many at once |
+//! | `link` | how fast the link to the server is, for `codec="auto"` |
 //! | `runtime` | the tokio runtime that both directions share |
 //! | `resolve` | what became of an intent whose `PubAck` never came |
 //! | `subscribe` | messages as received, and the subscriber that hands them out |
 //! | `journal` | the subscription of a topic that has a journal |
 //! | `acks` | how a message tells its subscription what became of it |
+//! | `repeats` | what a subscription of a stream knows is done, or missing |
 //! | `dead_letter` | messages that were handed out too often go to another topic |
 //! | `check` | verifying a directory that nobody has open |
 //! | `stream_subscribe` | the subscription of mode `nats`, where the stream is the only store |
@@ -38,20 +43,27 @@ mod entry;
 mod hub;
 mod inline;
 mod journal;
+mod lane;
+mod link;
 mod options;
+mod pack;
 mod peek;
 mod publish;
+mod repeats;
 mod resolve;
 mod runtime;
+mod stream_seq;
 mod stream_subscribe;
 mod subscribe;
 mod topic;
 
+pub use admin::GroupInfo;
 pub use attach::{AttachOptions, Attached};
 pub use check::check;
 pub use hub::{Hub, Stats};
 pub use options::{HubOptions, Level, Mode, SubscribeOptions};
 pub use peek::Peeked;
 pub use publish::{Done, Receipt, Submission, Wait};
+pub(crate) use runtime::handle as runtime;
 pub use subscribe::{Message, SeekTo, Subscriber};
 pub use topic::HubTopic;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::frame::Codec;
+use crate::frame::CodecOption;
 use crate::hybrid::topic::HubTopic;
 use crate::nats::{NatsOptions, StreamLimits};
 use crate::queue::{GroupStart, Retention};
@@ -83,8 +83,11 @@ pub struct HubOptions {
     pub nats: Option<NatsOptions>,
     /// Both routes sync to disk before they acknowledge. The caller knows that the server does.
     pub durable: bool,
-    /// How chunks are coded. A chunk that does not shrink goes raw.
-    pub codec: Codec,
+    /// How chunks are coded, unless a message says otherwise; one that does not shrink goes raw.
+    pub codec: CodecOption,
+    /// Speed of the link to the server, for [`CodecOption::Auto`]; None: raw to a server of this
+    /// host, else measured.
+    pub link_bytes_per_s: Option<u64>,
     /// Largest payload, in bytes, on the way in and on the way out.
     pub message_bytes_max: u64,
     /// How the route is chosen.

@@ -6,14 +6,14 @@
 //! is lost), and returns nothing.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::frame::{Headers, Incoming, Layout, MessageId};
+use crate::frame::{Frames, Gathered, Header, Headers, Incoming, Layout, MessageId};
 use crate::hybrid::acks::{Acker, JournalAcker};
 use crate::hybrid::attach::RemoteReader;
 use crate::hybrid::journal::JournalReader;
@@ -42,8 +42,6 @@ pub struct Message {
     pub headers: Arc<Headers>,
     /// dtype and shape; None for plain bytes.
     pub layout: Option<Arc<Layout>>,
-    /// The bytes, 64-byte aligned; of packed rows a slice of the block they came in.
-    pub payload: Bytes,
     /// Frames it came in; packed rows share theirs.
     pub frames_count: u32,
     /// How often it was delivered to the group, this time included. A process that ended without
@@ -51,18 +49,85 @@ pub struct Message {
     pub deliveries: u32,
     /// Its place in its block of packed rows; 0 for a message of its own.
     row: u32,
-    /// The payload of the whole block.
-    block: Bytes,
+    body: Body,
     acker: Acker,
 }
 
+/// What a message's payload is taken from.
+enum Body {
+    Joined {
+        payload: Bytes,
+        /// The payload of the whole block.
+        block: Bytes,
+    },
+    /// Put together when it is asked for.
+    Frames { frames: Arc<Frames>, joined: OnceLock<Bytes> },
+}
+
 impl Message {
+    /// Payload bytes.
+    pub fn size_bytes(&self) -> u64 {
+        match &self.body {
+            Body::Joined { payload, .. } => payload.len() as u64,
+            Body::Frames { frames, .. } => frames.header().total_bytes,
+        }
+    }
+
+    /// The bytes, 64-byte aligned; of packed rows a slice of the block they came in. Frames that
+    /// were kept are put together by the first call.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] for frames that were kept and are damaged.
+    pub fn payload(&self) -> Result<&Bytes> {
+        match &self.body {
+            Body::Joined { payload, .. } => Ok(payload),
+            Body::Frames { frames, joined } => match joined.get() {
+                Some(payload) => Ok(payload),
+                None => {
+                    let payload = frames.join().map_err(|error| self.in_place(&error))?.payload;
+                    Ok(joined.get_or_init(|| payload))
+                }
+            },
+        }
+    }
+
+    /// Writes the bytes to memory of exactly their size: one copy, or decoded straight to it where
+    /// frames were kept. After an error it holds anything.
+    ///
+    /// # Errors
+    /// As [`Message::payload`]; [`ErrorKind::TooLarge`] for another size.
+    pub fn copy_into(&self, out: &mut [u8]) -> Result<()> {
+        if out.len() as u64 != self.size_bytes() {
+            let (have, need) = (out.len(), self.size_bytes());
+            let context = format!("{have} bytes for a message of {need} bytes");
+            return Err(Error::new(ErrorKind::TooLarge, context));
+        }
+        match &self.body {
+            Body::Frames { frames, joined } if joined.get().is_none() => {
+                frames.decode_into(out).map_err(|error| self.in_place(&error))
+            }
+            _ => {
+                out.copy_from_slice(self.payload()?);
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) fn acker(&self) -> &Acker {
+        &self.acker
+    }
+
+    fn in_place(&self, error: &Error) -> Error {
+        unreadable(&self.topic, self.seq, error)
+    }
+
     /// The payloads of this message and the `count - 1` after it in its block, without a copy; None
     /// where the block ends before.
     pub fn payloads_from_here(&self, count: usize) -> Option<Bytes> {
-        let start = self.payload.len().checked_mul(self.row as usize)?;
-        let end = self.payload.len().checked_mul(count)?.checked_add(start)?;
-        (end <= self.block.len()).then(|| self.block.slice(start..end))
+        let Body::Joined { payload, block } = &self.body else { return None };
+        let start = payload.len().checked_mul(self.row as usize)?;
+        let end = payload.len().checked_mul(count)?.checked_add(start)?;
+        (end <= block.len()).then(|| block.slice(start..end))
     }
 
     /// Marks the message done.
@@ -70,7 +135,7 @@ impl Message {
     /// # Errors
     /// [`ErrorKind::Storage`] or [`ErrorKind::Closed`] when the cursor cannot be saved.
     pub fn ack(&self) -> Result<()> {
-        self.acker.ack(self.seq, self.row)
+        self.acker.ack(self.seq)
     }
 
     /// Gives the message back: it is delivered again after `delay`, to any subscriber of the group.
@@ -90,6 +155,15 @@ impl Message {
         self.acker.in_progress(self.seq)
     }
 
+    /// Marks the message as one that nobody will be done with: it is not delivered to the group
+    /// again, as after an acknowledgement; a stream's server counts and announces it as terminated.
+    ///
+    /// # Errors
+    /// As [`Message::ack`].
+    pub fn term(&self) -> Result<()> {
+        self.acker.term(self.seq)
+    }
+
     /// Marks several messages done; of one subscription, the cursor is saved once.
     ///
     /// # Errors
@@ -100,7 +174,7 @@ impl Message {
         for message in messages {
             let acker = &message.acker;
             if !acker.shares_ranges(first.unwrap_or(acker)) {
-                acker.ack(message.seq, message.row)?;
+                acker.ack(message.seq)?;
                 continue;
             }
             first = Some(acker);
@@ -113,14 +187,15 @@ impl Message {
     }
 }
 
-/// A block of messages that came as one: a message, or packed rows.
+/// What a caller is told of a message that cannot be read.
+pub(super) fn unreadable(topic: &str, seq: u64, error: &Error) -> Error {
+    Error::new(error.kind(), format!("topic {topic:?}, seq {seq}: {error}"))
+}
+
+/// What the messages have in common that came as one: a message, or packed rows.
 pub(super) struct Block {
     pub(super) first_seq: u64,
-    /// Rows of one block have consecutive seqs in a journal, and share their manifest's in a
-    /// stream.
-    pub(super) seq_step: u64,
     pub(super) route: Route,
-    pub(super) incoming: Incoming,
     pub(super) headers: Arc<Headers>,
     pub(super) acker: Acker,
     /// Of a stream's: how often the server has delivered it.
@@ -131,23 +206,43 @@ pub(super) struct Block {
 pub(super) struct Unpacking {
     topic: Arc<str>,
     block: Block,
+    id: MessageId,
+    rows: u32,
+    frames_count: u32,
     layout: Option<Arc<Layout>>,
-    row_bytes: usize,
+    source: Source,
     next_row: u32,
 }
 
+/// Where the payloads of a block are.
+enum Source {
+    Joined { payload: Bytes, row_bytes: usize },
+    Frames(Arc<Frames>),
+}
+
 impl Unpacking {
-    pub(super) fn new(topic: &Arc<str>, block: Block) -> Result<Self> {
-        let rows = block.incoming.rows;
-        let layout = match &block.incoming.layout {
+    pub(super) fn new(topic: &Arc<str>, block: Block, gathered: Gathered) -> Result<Self> {
+        // Rows are slices of one allocation.
+        let gathered = if gathered.rows() > 1 { gathered.join()?.into() } else { gathered };
+        let (id, rows, frames_count, layout, source) = match gathered {
+            Gathered::Joined(Incoming { id, rows, layout, payload, frames_count }) => {
+                let row_bytes = payload.len() / (rows.max(1) as usize);
+                (id, rows, frames_count, layout, Source::Joined { payload, row_bytes })
+            }
+            Gathered::Frames(frames) => {
+                let Header { id, rows, count, layout, .. } = frames.header().clone();
+                (id, rows, count, layout, Source::Frames(Arc::new(frames)))
+            }
+        };
+        let layout = match layout {
             Some(layout) if rows > 1 => {
                 let row_shape = layout.shape().get(1..).unwrap_or_default().to_vec();
-                Some(Arc::new(Layout::new(layout.dtype(), layout.itemsize(), row_shape)?))
+                Some(Layout::new(layout.dtype(), layout.itemsize(), row_shape)?)
             }
-            layout => layout.clone().map(Arc::new),
+            layout => layout,
         };
-        let row_bytes = block.incoming.payload.len() / (rows.max(1) as usize);
-        Ok(Self { topic: Arc::clone(topic), block, layout, row_bytes, next_row: 0 })
+        let (topic, layout) = (Arc::clone(topic), layout.map(Arc::new));
+        Ok(Self { topic, block, id, rows, frames_count, layout, source, next_row: 0 })
     }
 
     /// The next message; None when the block is used up.
@@ -164,25 +259,30 @@ impl Unpacking {
     }
 
     fn row(&self, row: u32, deliveries: u32) -> Option<Message> {
-        let incoming = &self.block.incoming;
-        if row >= incoming.rows {
+        if row >= self.rows {
             return None;
         }
-        let seq = self.block.first_seq + self.block.seq_step * u64::from(row);
-        let start = self.row_bytes * (row as usize);
-        let id = MessageId { seq: incoming.id.seq + u64::from(row), ..incoming.id };
+        let body = match &self.source {
+            Source::Joined { payload: block, row_bytes } => {
+                let start = row_bytes * (row as usize);
+                let payload = block.slice(start..start + row_bytes);
+                Body::Joined { payload, block: block.clone() }
+            }
+            Source::Frames(frames) => {
+                Body::Frames { frames: Arc::clone(frames), joined: OnceLock::new() }
+            }
+        };
         Some(Message {
             topic: Arc::clone(&self.topic),
-            seq,
+            seq: self.block.first_seq + u64::from(row),
             route: self.block.route,
-            id,
+            id: MessageId { seq: self.id.seq + u64::from(row), ..self.id },
             headers: Arc::clone(&self.block.headers),
             layout: self.layout.clone(),
-            payload: incoming.payload.slice(start..start + self.row_bytes),
-            frames_count: incoming.frames_count,
+            frames_count: self.frames_count,
             deliveries,
             row,
-            block: incoming.payload.clone(),
+            body,
             acker: self.block.acker.clone(),
         })
     }
@@ -228,14 +328,22 @@ impl Subscriber {
     /// Hands out up to `messages_max` messages that are ready, in order. None are: the waker is
     /// woken when it is worth looking again, and so it is at [`Subscriber::next_look`].
     ///
+    /// `keep_frames`: the caller has memory of his own for the next messages, see
+    /// [`Message::copy_into`]. Frames that come from a stream from now on are left as they came.
+    ///
     /// # Errors
     /// [`ErrorKind::Corrupt`] or [`ErrorKind::Incomplete`] for a message that cannot be read: it is
     /// not stepped over, `ack_through` its seq to do so. [`ErrorKind::Closed`],
     /// [`ErrorKind::Storage`].
-    pub fn poll(&mut self, messages_max: usize, waker: &Waker) -> Result<Vec<Message>> {
+    pub fn poll(
+        &mut self,
+        messages_max: usize,
+        waker: &Waker,
+        keep_frames: bool,
+    ) -> Result<Vec<Message>> {
         match self.reader()? {
-            Reader::Journal(reader) => reader.poll(messages_max, waker),
-            Reader::Stream(reader) => reader.poll(messages_max, waker),
+            Reader::Journal(reader) => reader.poll(messages_max, waker, keep_frames),
+            Reader::Stream(reader) => reader.poll(messages_max, waker, keep_frames),
             Reader::Remote(reader) => reader.poll(messages_max, waker),
         }
     }
@@ -265,15 +373,12 @@ impl Subscriber {
     ///
     /// # Errors
     /// [`ErrorKind::SeqNotFound`] for a seq that is not there; it names the nearest.
-    /// [`ErrorKind::Unsupported`] in mode `nats`. [`ErrorKind::Closed`], [`ErrorKind::Storage`].
+    /// [`ErrorKind::Closed`], [`ErrorKind::Storage`], [`ErrorKind::NotConnected`].
     pub fn seek(&mut self, to: SeekTo) -> Result<()> {
         match self.reader()? {
             Reader::Journal(reader) => seek(reader.group(), to),
             Reader::Remote(reader) => reader.seek(to),
-            Reader::Stream(_) => {
-                let context = "mode 'nats': a stream's group cannot be moved";
-                Err(Error::new(ErrorKind::Unsupported, context))
-            }
+            Reader::Stream(reader) => reader.seek(to),
         }
     }
 

@@ -1,26 +1,24 @@
 //! One topic: its journal, its stream, and the lane that keeps frames in call order.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Weak};
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use tokio::sync::{OnceCell, mpsc};
+use tokio::sync::OnceCell;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::frame::{Codec, Headers, Outgoing};
+use crate::frame::AutoCodecs;
 use crate::hybrid::hub::Shared;
+use crate::hybrid::lane::{Lane, LaneTask};
+use crate::hybrid::publish::InFlight;
 use crate::hybrid::runtime;
-use crate::nats::{GroupAck, JetTopic};
+use crate::nats::JetTopic;
 use crate::queue;
 
-/// A message on its way to the stream.
-pub(super) struct Job {
-    pub(super) outgoing: Outgoing,
-    pub(super) headers: Headers,
-    pub(super) codec: Codec,
-    pub(super) deadline: Instant,
-    pub(super) done: Box<dyn FnOnce(Result<GroupAck>) + Send>,
-}
+/// How often a topic that is read is swept, and how old leftovers have to be: much longer than
+/// publishes take.
+const SWEEP_EVERY: Duration = Duration::from_mins(10);
+const SWEEP_AGE: Duration = Duration::from_hours(1);
 
 /// One topic of a hub.
 pub struct HubTopic {
@@ -28,42 +26,78 @@ pub struct HubTopic {
     pub(super) name: Arc<str>,
     /// The journal. None in mode `nats`.
     pub(super) log: Option<Arc<queue::Topic>>,
-    /// Jobs for the stream, in call order. None in mode `queue`.
-    lane: Option<mpsc::UnboundedSender<Job>>,
+    /// Messages for the stream, in call order. None in mode `queue`.
+    lane: Option<Arc<Lane>>,
+    slot: StreamSlot,
+    /// What `codec="auto"` has found out.
+    pub(super) auto_codecs: Mutex<AutoCodecs>,
+    /// The producer's next seq where no journal hands them out (mode `nats`).
+    pub(super) stream_next_seq: Mutex<u64>,
+    /// A task sweeps what killed publishers leave.
+    sweeping: AtomicBool,
+}
+
+/// A topic's stream, once it is open. Cloning it shares it.
+#[derive(Clone)]
+pub(super) struct StreamSlot {
+    name: Arc<str>,
     stream: Arc<OnceCell<JetTopic>>,
     /// The highest stream sequence seen: frames published from now on are stored after it.
     floor_seq: Arc<AtomicU64>,
-    /// The producer's next seq where no journal hands them out (mode `nats`).
-    pub(super) stream_next_seq: Mutex<u64>,
+}
+
+impl StreamSlot {
+    fn new(name: &str) -> Self {
+        Self { name: Arc::from(name), stream: Arc::default(), floor_seq: Arc::default() }
+    }
+
+    /// The stream; made on the first call.
+    pub(super) async fn stream(&self, shared: &Shared) -> Result<JetTopic> {
+        let name = &self.name;
+        let Some(connection) = &shared.nats else {
+            return Err(Error::new(
+                ErrorKind::NotConnected,
+                format!("topic {name:?} has messages on the NATS route; open with mode 'hybrid'"),
+            ));
+        };
+        let open = || connection.topic(name, &shared.options.stream_limits);
+        self.stream.get_or_try_init(open).await.cloned()
+    }
+
+    /// Something is stored at this stream sequence.
+    pub(super) fn seen(&self, stream_seq: u64) {
+        self.floor_seq.fetch_max(stream_seq, Ordering::AcqRel);
+    }
 }
 
 impl HubTopic {
     pub(super) fn open(shared: Arc<Shared>, name: &str) -> Result<Self> {
         let log = shared.queue.as_ref().map(|queue| queue.topic(name)).transpose()?;
-        let stream = Arc::new(OnceCell::new());
-        let floor_seq = Arc::new(AtomicU64::new(0));
+        let slot = StreamSlot::new(name);
         let lane = match shared.nats {
             Some(_) => {
-                let (sender, receiver) = mpsc::unbounded_channel();
-                let lane = Lane {
+                // Each message of a journal has an entry of its own that points into the stream.
+                let lane = Arc::new(Lane::new(log.is_none()));
+                let task = LaneTask {
+                    lane: Arc::clone(&lane),
                     shared: Arc::downgrade(&shared),
-                    name: Arc::from(name),
-                    stream: Arc::clone(&stream),
-                    floor_seq: Arc::clone(&floor_seq),
+                    slot: slot.clone(),
                 };
-                runtime::handle()?.spawn(lane.run(receiver));
-                Some(sender)
+                runtime::handle()?.spawn(task.run());
+                Some(lane)
             }
             None => None,
         };
+        let name = Arc::clone(&slot.name);
         Ok(Self {
             shared,
-            name: Arc::from(name),
+            name,
             log,
             lane,
-            stream,
-            floor_seq,
+            slot,
+            auto_codecs: Mutex::default(),
             stream_next_seq: Mutex::new(1),
+            sweeping: AtomicBool::new(false),
         })
     }
 
@@ -87,81 +121,61 @@ impl HubTopic {
     }
 
     pub(super) fn floor_seq(&self) -> u64 {
-        self.floor_seq.load(Ordering::Acquire)
+        self.slot.floor_seq.load(Ordering::Acquire)
     }
 
     /// The topic's stream, made on the first call.
     pub(super) async fn stream(&self) -> Result<JetTopic> {
-        ensure_stream(&self.shared, &self.name, &self.stream).await
+        self.slot.stream(&self.shared).await
     }
 
-    /// Hands a message to the lane; never blocks.
-    pub(super) fn send(&self, job: Job) {
-        let refused = match &self.lane {
-            Some(lane) => lane.send(job).err().map(|unsent| unsent.0),
-            None => Some(job),
-        };
-        if let Some(job) = refused {
-            (job.done)(Err(Error::new(ErrorKind::Closed, "the handle is closed")));
-        }
+    /// The topic's stream where it has been made.
+    pub(super) fn opened_stream(&self) -> Option<JetTopic> {
+        self.slot.stream.get().cloned()
     }
-}
 
-async fn ensure_stream(shared: &Shared, name: &str, cell: &OnceCell<JetTopic>) -> Result<JetTopic> {
-    let Some(connection) = &shared.nats else {
-        return Err(Error::new(
-            ErrorKind::NotConnected,
-            format!("topic {name:?} has messages on the NATS route; open with mode 'hybrid'"),
-        ));
-    };
-    let stream =
-        cell.get_or_try_init(|| connection.topic(name, &shared.options.stream_limits)).await?;
-    Ok(stream.clone())
-}
+    /// Purges and counts what killed publishers have left; see [`JetTopic::sweep`].
+    pub(super) async fn sweep(&self, age: Duration) -> Result<u64> {
+        let swept = self.stream().await?.sweep(age).await?;
+        self.shared.counters.swept.fetch_add(swept, Ordering::Relaxed);
+        Ok(swept)
+    }
 
-/// Makes sure the stream exists, then passes jobs on in the order they came.
-struct Lane {
-    shared: Weak<Shared>,
-    name: Arc<str>,
-    stream: Arc<OnceCell<JetTopic>>,
-    floor_seq: Arc<AtomicU64>,
-}
-
-impl Lane {
-    async fn run(self, mut jobs: mpsc::UnboundedReceiver<Job>) {
-        // Before the first job, so that intents know their floor early: a small scan after a crash.
-        if let Ok(stream) = self.stream().await
-            && let Ok(last) = stream.last_seq().await
-        {
-            self.floor_seq.fetch_max(last, Ordering::AcqRel);
+    /// Sweeps for as long as the topic is in use; the first call starts it.
+    pub(super) fn sweep_regularly(self: &Arc<Self>) -> Result<()> {
+        if self.sweeping.swap(true, Ordering::AcqRel) {
+            return Ok(());
         }
-        while let Some(job) = jobs.recv().await {
-            let made = tokio::time::timeout_at(job.deadline.into(), self.stream()).await;
-            match made.unwrap_or_else(|_| Err(not_sent())) {
-                Ok(stream) => {
-                    let floor_seq = Arc::clone(&self.floor_seq);
-                    let done = move |result: Result<GroupAck>| {
-                        if let Ok(ack) = &result {
-                            floor_seq.fetch_max(ack.manifest_seq, Ordering::AcqRel);
-                        }
-                        (job.done)(result);
-                    };
-                    stream.publish(job.outgoing, job.headers, job.codec, job.deadline, done);
+        let topic = Arc::downgrade(self);
+        runtime::handle()?.spawn(async move {
+            loop {
+                tokio::time::sleep(SWEEP_EVERY).await;
+                let Some(topic) = topic.upgrade().filter(|topic| !topic.shared.is_closed()) else {
+                    return;
+                };
+                if let Err(error) = topic.sweep(SWEEP_AGE).await {
+                    log::debug!("topic {:?}: not swept: {error}", topic.name);
                 }
-                Err(error) => (job.done)(Err(error)),
             }
-        }
+        });
+        Ok(())
     }
 
-    async fn stream(&self) -> Result<JetTopic> {
-        let shared = self
-            .shared
-            .upgrade()
-            .ok_or_else(|| Error::new(ErrorKind::Closed, "the handle is closed"))?;
-        ensure_stream(&shared, &self.name, &self.stream).await
+    /// Hands messages to the lane; never blocks.
+    pub(super) fn send(&self, messages: impl IntoIterator<Item = InFlight>) {
+        match &self.lane {
+            Some(lane) => lane.push(messages),
+            None => messages.into_iter().for_each(|message| {
+                message.finish(Err(Error::new(ErrorKind::Closed, "the handle is closed")));
+            }),
+        }
     }
 }
 
-fn not_sent() -> Error {
-    Error::new(ErrorKind::Timeout, "the stream did not answer in time; the message was not sent")
+impl Drop for HubTopic {
+    fn drop(&mut self) {
+        if let Some(lane) = &self.lane {
+            lane.close();
+        }
+    }
 }

@@ -5,16 +5,17 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use async_nats::{HeaderMap, Message, StatusCode, Subscriber};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::sync::SemaphorePermit;
+use tokio::time::sleep;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::frame::{Assembly, Codec, Header, Headers, Incoming, MessageId};
+use crate::frame::{Assembly, Codec, Gathered, Header, Headers, Keeping, MessageId};
 use crate::nats::errors;
 use crate::nats::topic::{Inner, JetTopic};
 
@@ -26,45 +27,33 @@ pub(super) const FETCH_KIB_MAX: usize = 16 << 10;
 /// Bytes that one request asks for at most, unless one frame is larger.
 const REQUEST_BYTES_MAX: u64 = 8 << 20;
 /// What a manifest may have, as long as nothing is known about it.
-const MANIFEST_BYTES: u64 = 1 << 20;
+pub(super) const MANIFEST_BYTES: u64 = 1 << 20;
+/// How long a copy of a stream may lag behind the others until what it does not have is gone.
+const LAG_MAX: Duration = Duration::from_secs(5);
+/// Between two questions to the copies.
+const LAG_PAUSE: Duration = Duration::from_millis(50);
 /// Manifests that one look-up request brings.
 const LOOKUP_BATCH: usize = 512;
 /// A look-up's consumer goes by itself when nobody asks it any more.
 const LOOKUP_CONSUMER_IDLE: Duration = Duration::from_secs(30);
 
 impl JetTopic {
-    /// Reads a whole message; every chunk is decoded straight to its place in one allocation.
+    /// Reads a whole message; every chunk is decoded straight to its place in one allocation, or,
+    /// with `keep_frames`, left as it came.
     ///
     /// # Errors
     /// [`ErrorKind::Incomplete`] when a frame or the manifest is not there, [`ErrorKind::Corrupt`],
-    /// [`ErrorKind::TooLarge`] over `decode_limit_bytes`, [`ErrorKind::NotConnected`].
+    /// [`ErrorKind::TooLarge`] over `decode_limit_bytes`, [`ErrorKind::Denied`],
+    /// [`ErrorKind::NotConnected`].
     pub async fn fetch(
         &self,
         id: &MessageId,
         manifest_seq: u64,
         decode_limit_bytes: u64,
-    ) -> Result<(Incoming, Headers)> {
-        let request = format!("{{\"seq\":{manifest_seq}}}");
-        let subject = direct_subject(&self.inner);
-        let permit = reserve(&self.inner, MANIFEST_BYTES).await?;
-        let asked = self.inner.client.request(subject, Bytes::from(request)).await;
-        let reply = asked.map_err(|e| errors::request("cannot fetch a manifest", e))?;
-        drop(permit);
-        if reply.status.is_some_and(|status| status != StatusCode::OK) {
-            return Err(Error::new(
-                ErrorKind::Incomplete,
-                format!("message {id}: its manifest is gone from the stream"),
-            ));
-        }
-        let (header, headers) = read_headers(reply.headers.as_ref())?;
-        let header = header.filter(|header| header.id == *id).ok_or_else(|| {
-            Error::new(
-                ErrorKind::Corrupt,
-                format!("stream sequence {manifest_seq} is not the manifest of message {id}"),
-            )
-        })?;
-        let incoming = complete(&self.inner, &header, &reply.payload, decode_limit_bytes).await?;
-        Ok((incoming, headers))
+        keep_frames: bool,
+    ) -> Result<(Gathered, Headers)> {
+        let reading = read(&self.inner, id, manifest_seq, decode_limit_bytes, keep_frames);
+        self.inner.link.guard(self.inner.name(), reading).await
     }
 
     /// The stream sequence of a message's manifest, when the whole message was stored after
@@ -74,7 +63,7 @@ impl JetTopic {
     /// [`ErrorKind::NotConnected`], [`ErrorKind::NoStream`].
     pub async fn lookup(&self, id: &MessageId, floor_seq: u64) -> Result<Option<u64>> {
         let Some(manifest_seq) = self.find_manifest(id, floor_seq).await? else { return Ok(None) };
-        match self.fetch(id, manifest_seq, u64::MAX).await {
+        match self.fetch(id, manifest_seq, u64::MAX, false).await {
             Ok(_) => Ok(Some(manifest_seq)),
             Err(error) if matches!(error.kind(), ErrorKind::Incomplete | ErrorKind::Corrupt) => {
                 Ok(None)
@@ -84,7 +73,11 @@ impl JetTopic {
     }
 
     /// Looks through the headers of all manifests after `floor_seq`.
-    async fn find_manifest(&self, id: &MessageId, floor_seq: u64) -> Result<Option<u64>> {
+    pub(super) async fn find_manifest(
+        &self,
+        id: &MessageId,
+        floor_seq: u64,
+    ) -> Result<Option<u64>> {
         let last_seq = self.last_seq().await?;
         if last_seq <= floor_seq {
             return Ok(None);
@@ -137,8 +130,82 @@ impl JetTopic {
     /// # Errors
     /// [`ErrorKind::NotConnected`], [`ErrorKind::NoStream`].
     pub async fn discard(&self, id: &MessageId) -> Result<()> {
-        let purged = self.inner.stream.purge().filter(self.inner.frames_subject(id)).await;
+        let purged = self.inner.stream.purge().filter(self.inner.all_frames_subject(id)).await;
         purged.map(drop).map_err(|e| errors::request("cannot purge frames", e))
+    }
+}
+
+/// As [`JetTopic::fetch`], in one allocation.
+pub(super) async fn fetch(
+    inner: &Inner,
+    id: &MessageId,
+    manifest_seq: u64,
+    decode_limit_bytes: u64,
+) -> Result<(Gathered, Headers)> {
+    read(inner, id, manifest_seq, decode_limit_bytes, false).await
+}
+
+/// Any copy of a stream answers, also one that has not heard yet of what the others acknowledged.
+async fn read(
+    inner: &Inner,
+    id: &MessageId,
+    manifest_seq: u64,
+    decode_limit_bytes: u64,
+    keep_frames: bool,
+) -> Result<(Gathered, Headers)> {
+    let is_copied = inner.stream.cached_info().config.num_replicas > 1;
+    let until = Instant::now() + if is_copied { LAG_MAX } else { Duration::ZERO };
+    loop {
+        let outcome = read_once(inner, id, manifest_seq, decode_limit_bytes, keep_frames).await;
+        match outcome {
+            Err(error) if error.kind() == ErrorKind::Incomplete && Instant::now() < until => {
+                log::debug!("{error}; another copy of the stream may have it");
+                sleep(LAG_PAUSE).await;
+            }
+            outcome => return inner.counted(outcome),
+        }
+    }
+}
+
+async fn read_once(
+    inner: &Inner,
+    id: &MessageId,
+    manifest_seq: u64,
+    decode_limit_bytes: u64,
+    keep_frames: bool,
+) -> Result<(Gathered, Headers)> {
+    let request = format!("{{\"seq\":{manifest_seq}}}");
+    let subject = direct_subject(inner);
+    let permit = reserve(inner, MANIFEST_BYTES).await?;
+    let asked = inner.client.request(subject, Bytes::from(request)).await;
+    let reply = asked.map_err(|e| errors::request("cannot fetch a manifest", e))?;
+    drop(permit);
+    if reply.status.is_some_and(|status| status != StatusCode::OK) {
+        return Err(Error::new(
+            ErrorKind::Incomplete,
+            format!("message {id}: its manifest is gone from the stream"),
+        ));
+    }
+    let (header, headers) = read_headers(reply.headers.as_ref())?;
+    let header = header.filter(|header| header.id == *id).ok_or_else(|| {
+        Error::new(
+            ErrorKind::Corrupt,
+            format!("stream sequence {manifest_seq} is not the manifest of message {id}"),
+        )
+    })?;
+    let body = reply.payload;
+    let gathered = complete(inner, &header, body, decode_limit_bytes, keep_frames).await?;
+    Ok((gathered, headers))
+}
+
+impl Inner {
+    /// Counts a message that is not whole.
+    pub(super) fn counted<T>(&self, outcome: Result<T>) -> Result<T> {
+        outcome.inspect_err(|error| {
+            if error.kind() == ErrorKind::Incomplete {
+                self.incomplete_count.fetch_add(1, Ordering::Relaxed);
+            }
+        })
     }
 }
 
@@ -146,63 +213,94 @@ impl JetTopic {
 pub(super) async fn complete(
     inner: &Inner,
     manifest: &Header,
-    body: &[u8],
+    body: Bytes,
     decode_limit_bytes: u64,
-) -> Result<Incoming> {
-    let mut assembly = Assembly::new(manifest, decode_limit_bytes)?;
-    assembly = accept(assembly, manifest.clone(), Bytes::copy_from_slice(&[]), Some(body)).await?;
-    let mut missing = manifest.count - 1;
+    keep_frames: bool,
+) -> Result<Gathered> {
+    let mut gathering = Gathering::new(manifest, decode_limit_bytes, keep_frames)?;
+    gathering = gathering.accept(manifest.clone(), body).await?;
     let mut next_seq = 1;
     let frame_bytes = manifest.total_bytes.div_ceil(u64::from(manifest.count).max(1)).max(1);
     let frames_max = u32::try_from(REQUEST_BYTES_MAX / frame_bytes).unwrap_or(u32::MAX).max(1);
-    while missing > 0 {
-        let asked = missing.min(frames_max);
+    while gathering.missing() > 0 {
+        let asked = gathering.missing().min(frames_max);
         let permit = reserve(inner, frame_bytes.saturating_mul(u64::from(asked))).await?;
-        let mut batch = Batch::request(inner, &manifest.id, next_seq, asked).await?;
-        let before = missing;
+        let mut batch = Batch::request(inner, manifest, next_seq, asked).await?;
+        let mut came = 0;
+        // One that was resent after the server's window for repeats lies there twice.
         while let Some((stream_seq, header, body)) = batch.next().await? {
             next_seq = stream_seq + 1;
-            assembly = accept(assembly, header, body, None).await?;
-            missing = missing.saturating_sub(1);
+            gathering = gathering.accept(header, body).await?;
+            came += 1;
         }
         drop(permit);
-        if missing == before {
-            inner.incomplete_count.fetch_add(1, Ordering::Relaxed);
+        if came == 0 {
             break;
         }
     }
-    assembly.finish()
+    gathering.finish()
 }
 
 /// Waits until so many bytes may be asked for.
-async fn reserve(inner: &Inner, bytes: u64) -> Result<SemaphorePermit<'_>> {
+pub(super) async fn reserve(inner: &Inner, bytes: u64) -> Result<SemaphorePermit<'_>> {
     let kib = usize::try_from(bytes.div_ceil(1024)).unwrap_or(FETCH_KIB_MAX).min(FETCH_KIB_MAX);
     let permits = u32::try_from(kib).unwrap_or(u32::MAX);
     let gone = |e| Error::with_source(ErrorKind::Closed, "the connection is closed", e);
     inner.fetch_budget.acquire_many(permits).await.map_err(gone)
 }
 
-/// Takes one frame; coded ones are decoded on a thread that may be busy.
-async fn accept(
-    mut assembly: Assembly,
-    header: Header,
-    owned: Bytes,
-    borrowed: Option<&[u8]>,
-) -> Result<Assembly> {
-    if header.codec == Codec::Raw {
-        assembly.accept(&header, borrowed.unwrap_or(&owned))?;
-        return Ok(assembly);
-    }
-    let body = borrowed.map_or(owned, Bytes::copy_from_slice);
-    let decoding = tokio::task::spawn_blocking(move || {
-        assembly.accept(&header, &body)?;
-        Ok(assembly)
-    });
-    let gone = |e| Error::with_source(ErrorKind::Closed, "the worker threads ended", e);
-    decoding.await.map_err(gone)?
+/// The frames of one message, put together as they come or kept.
+enum Gathering {
+    Decoded(Assembly),
+    Kept(Keeping),
 }
 
-fn direct_subject(inner: &Inner) -> String {
+impl Gathering {
+    fn new(manifest: &Header, decode_limit_bytes: u64, keep_frames: bool) -> Result<Self> {
+        Ok(if keep_frames {
+            Self::Kept(Keeping::new(manifest, decode_limit_bytes)?)
+        } else {
+            Self::Decoded(Assembly::new(manifest, decode_limit_bytes)?)
+        })
+    }
+
+    fn missing(&self) -> u32 {
+        match self {
+            Self::Decoded(assembly) => assembly.missing(),
+            Self::Kept(keeping) => keeping.missing(),
+        }
+    }
+
+    /// Takes one frame; coded ones are decoded on a thread that may be busy.
+    async fn accept(mut self, header: Header, body: Bytes) -> Result<Self> {
+        match &mut self {
+            Self::Kept(keeping) => keeping.accept(header, body)?,
+            Self::Decoded(assembly) if header.codec == Codec::Raw => {
+                assembly.accept(&header, &body)?;
+            }
+            Self::Decoded(_) => {
+                let decoding = tokio::task::spawn_blocking(move || {
+                    if let Self::Decoded(assembly) = &mut self {
+                        assembly.accept(&header, &body)?;
+                    }
+                    Ok(self)
+                });
+                let gone = |e| Error::with_source(ErrorKind::Closed, "the worker threads ended", e);
+                return decoding.await.map_err(gone)?;
+            }
+        }
+        Ok(self)
+    }
+
+    fn finish(self) -> Result<Gathered> {
+        match self {
+            Self::Decoded(assembly) => assembly.finish().map(Gathered::Joined),
+            Self::Kept(keeping) => keeping.finish().map(Gathered::Frames),
+        }
+    }
+}
+
+pub(super) fn direct_subject(inner: &Inner) -> String {
     format!("$JS.API.DIRECT.GET.{}", inner.name())
 }
 
@@ -212,11 +310,12 @@ struct Batch {
 }
 
 impl Batch {
-    async fn request(inner: &Inner, id: &MessageId, seq: u64, count: u32) -> Result<Self> {
+    async fn request(inner: &Inner, manifest: &Header, seq: u64, count: u32) -> Result<Self> {
         let inbox = inner.client.new_inbox();
         let failed = |e| errors::request("cannot fetch frames", e);
         let replies = inner.client.subscribe(inbox.clone()).await.map_err(failed)?;
-        let subject = inner.frames_subject(id);
+        let chunk_bytes = manifest.group_chunk_bytes().unwrap_or(0);
+        let subject = inner.frames_subject(&manifest.id, chunk_bytes);
         let request = format!("{{\"seq\":{seq},\"next_by_subj\":\"{subject}\",\"batch\":{count}}}");
         inner
             .client

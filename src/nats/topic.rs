@@ -1,5 +1,6 @@
 //! Subjects of a topic; the frame budget.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Instant;
@@ -10,9 +11,14 @@ use async_nats::{Client, HeaderMap};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::frame::{Codec, Headers, MessageId, Outgoing};
+use crate::frame::{Coding, Headers, MessageId, Outgoing};
+use crate::nats::acks::{self, Told};
+use crate::nats::connection::Connection;
+use crate::nats::diagnose::Diagnosis;
 use crate::nats::errors;
-use crate::nats::publish::{self, GroupAck, Job};
+use crate::nats::link::Link;
+use crate::nats::publish::{self, GroupAck, Job, Publish};
+use crate::nats::uplink::Uplink;
 
 /// A topic's stream. Cloning it shares it.
 #[derive(Clone)]
@@ -24,51 +30,61 @@ pub struct JetTopic {
 pub(super) struct Inner {
     pub(super) client: Client,
     pub(super) context: Context,
+    pub(super) uplink: Arc<Uplink>,
     pub(super) stream: Stream,
     /// The stream's own limit for one message, headers included.
     pub(super) message_bytes_max: Option<usize>,
+    /// Groups are atomic batches.
+    pub(super) atomic: bool,
     pub(super) incomplete_count: AtomicU64,
+    pub(super) link: Arc<Link>,
     /// KiB that may be asked for and not be there yet, over all topics of the connection.
     pub(super) fetch_budget: Arc<Semaphore>,
+    pub(super) diagnosis: Diagnosis,
+    /// What the server is told of deliveries.
+    pub(super) told: mpsc::UnboundedSender<Told>,
+    /// Groups whose manifest a sweep has found.
+    pub(super) whole: tokio::sync::Mutex<HashSet<MessageId>>,
 }
 
 impl JetTopic {
     pub(super) fn new(
-        client: Client,
-        context: Context,
+        connection: &Connection,
         stream: Stream,
         message_bytes_max: Option<usize>,
-        fetch_budget: Arc<Semaphore>,
+        atomic: bool,
     ) -> Self {
         let (jobs, receiver) = mpsc::unbounded_channel();
+        let (told, telling) = mpsc::unbounded_channel();
         let inner = Arc::new(Inner {
-            client,
-            context,
+            client: connection.client().clone(),
+            context: connection.context().clone(),
+            uplink: Arc::clone(connection.uplink()),
             stream,
             message_bytes_max,
+            atomic,
             incomplete_count: AtomicU64::new(0),
-            fetch_budget,
+            link: Arc::clone(connection.link()),
+            fetch_budget: Arc::clone(connection.fetch_budget()),
+            diagnosis: Diagnosis::default(),
+            told,
+            whole: tokio::sync::Mutex::default(),
         });
+        tokio::spawn(acks::run(inner.client.clone(), telling));
         tokio::spawn(publish::run(Arc::clone(&inner), receiver));
         Self { inner, jobs }
     }
 
-    /// Publishes a message; frames of successive calls leave in the order of the calls.
+    /// Publishes a message; messages of successive calls are stored in the order of the calls.
     ///
     /// Never blocks. `done` is called once, from a thread of the runtime: with the acknowledgement
     /// of the whole group; with [`ErrorKind::Rejected`], [`ErrorKind::NoStream`] or
     /// [`ErrorKind::TooLarge`] when the server does not take it; with
-    /// [`ErrorKind::PublishUnknown`] when `deadline` passed and it may be
-    /// stored, [`ErrorKind::Timeout`] when it was not sent; with [`ErrorKind::Closed`].
-    pub fn publish(
-        &self,
-        outgoing: Outgoing,
-        headers: Headers,
-        codec: Codec,
-        deadline: Instant,
-        done: impl FnOnce(Result<GroupAck>) + Send + 'static,
-    ) {
-        let job = Job { outgoing, headers, codec, deadline, done: Box::new(done) };
+    /// [`ErrorKind::PublishUnknown`] when its deadline passed and it may be
+    /// stored, [`ErrorKind::Timeout`] when it was not sent, [`ErrorKind::Storage`] instead of both
+    /// when the server says that its disk is the reason; with [`ErrorKind::Closed`].
+    pub fn publish(&self, publish: Publish, done: impl FnOnce(Result<GroupAck>) + Send + 'static) {
+        let job = Job { publish, done: Box::new(done) };
         if let Err(unsent) = self.jobs.send(job) {
             (unsent.0.done)(Err(Error::new(ErrorKind::Closed, "the connection is closed")));
         }
@@ -82,16 +98,24 @@ impl JetTopic {
         &self,
         outgoing: Outgoing,
         headers: Headers,
-        codec: Codec,
+        codec: impl Into<Coding>,
         deadline: Instant,
     ) -> Result<GroupAck> {
         let (sender, receiver) = oneshot::channel();
-        self.publish(outgoing, headers, codec, deadline, move |result| {
+        self.publish(Publish::new(outgoing, headers, codec, deadline), move |result| {
             // Nobody listens any more when the caller was cancelled.
             let _ = sender.send(result);
         });
         let gone = |_| Error::new(ErrorKind::Closed, "the connection is closed");
         receiver.await.map_err(gone)?
+    }
+
+    /// Raw bytes of a message's frames, as it would be cut now.
+    ///
+    /// # Errors
+    /// [`ErrorKind::TooLarge`] as for a publish.
+    pub fn chunk_bytes(&self, outgoing: &Outgoing, headers: &Headers) -> Result<u32> {
+        publish::plan(&self.inner, outgoing, headers).map(|plan| plan.chunk_bytes)
     }
 
     /// The highest sequence in the stream.
@@ -129,16 +153,37 @@ impl Inner {
         &self.stream.cached_info().config.name
     }
 
-    /// Where the frames before the manifest lie.
-    pub(super) fn frames_subject(&self, id: &MessageId) -> String {
+    /// Where the frames before the manifest lie, for one way to cut the message.
+    pub(super) fn frames_subject(&self, id: &MessageId, chunk_bytes: u32) -> String {
+        format!("{}.{chunk_bytes}", self.frames_subjects(id))
+    }
+
+    /// As `frames_subject`, of every way to cut the message, with a wildcard at the end.
+    pub(super) fn all_frames_subject(&self, id: &MessageId) -> String {
+        format!("{}.*", self.frames_subjects(id))
+    }
+
+    fn frames_subjects(&self, id: &MessageId) -> String {
         format!("{}.frames.{}.{}.{}", self.name(), id.producer, id.epoch, id.seq)
     }
 
     /// Bytes that one message may have on this stream, headers included.
     pub(super) fn budget(&self) -> usize {
-        let server = self.client.server_info().max_payload;
+        let server = self.uplink.max_payload();
         self.message_bytes_max.map_or(server, |own| server.min(own))
     }
+}
+
+/// A frame has to be within what server and stream take now, whatever they took before.
+///
+/// # Errors
+/// [`ErrorKind::TooLarge`].
+pub(super) fn check_frame(wire_bytes: usize, bytes_max: usize) -> Result<()> {
+    if wire_bytes <= bytes_max {
+        return Ok(());
+    }
+    let context = format!("a frame of {wire_bytes} bytes exceeds the server's {bytes_max} bytes");
+    Err(Error::new(ErrorKind::TooLarge, context))
 }
 
 /// Bytes of headers on the wire: a version line, "key: value" lines, an empty line.

@@ -67,7 +67,7 @@ impl Attached {
     /// How far the groups of a topic are.
     fn groups<'py>(&self, py: Python<'py>, topic: &str) -> PyResult<Vec<Bound<'py, PyDict>>> {
         let groups = py.detach(|| self.inner.get()?.groups(topic)).or_raise(py)?;
-        groups.iter().map(|group| group_dict(py, group)).collect()
+        groups.into_iter().map(|group| group_dict(py, &group.into())).collect()
     }
 
     /// Ends the connection. A second call does nothing.

@@ -14,6 +14,7 @@ use std::task::{Wake, Waker};
 use bytes::Bytes;
 use pyo3::exceptions::PyOSError;
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 
 use crate::hybrid;
 use crate::py::error::to_python;
@@ -24,6 +25,8 @@ pub(super) enum Outcome {
     /// A publish ended. The payload is let go by the loop's thread, which holds the interpreter
     /// anyway.
     Published(crate::Result<hybrid::Receipt>, Bytes),
+    /// A group of the bridge ended, with the server's answer where there is one.
+    Answered(crate::Result<Bytes>, Bytes),
     /// A subscription is worth polling again.
     Ready,
 }
@@ -73,8 +76,9 @@ impl Completions {
     }
 }
 
-/// A finished token: its receipt, its error, or neither when a subscription is worth polling.
-type Finished = (u64, Option<Receipt>, Option<Py<PyAny>>);
+/// Tokens that finished; of each its receipt, the server's answer, or nothing when a subscription
+/// is worth polling; and tokens that failed with their errors.
+type Finished = (Vec<u64>, Vec<Option<Py<PyAny>>>, Vec<(u64, Py<PyAny>)>);
 
 #[pymethods]
 impl Completions {
@@ -97,7 +101,7 @@ impl Completions {
     }
 
     /// Takes everything that finished.
-    fn drain(&self, py: Python<'_>) -> Vec<Finished> {
+    fn drain(&self, py: Python<'_>) -> PyResult<Finished> {
         let mut wakes = [0; 64];
         // The socket first: a token that finishes after the take writes a new byte.
         while (&self.watched).read(&mut wakes).is_ok_and(|count| count == wakes.len()) {}
@@ -105,15 +109,25 @@ impl Completions {
             let mut slot = self.inbox.finished.lock().unwrap_or_else(PoisonError::into_inner);
             std::mem::take(&mut *slot)
         };
-        finished
-            .into_iter()
-            .map(|(token, outcome)| match outcome {
-                Outcome::Ready => (token, None, None),
-                Outcome::Published(Ok(receipt), _payload) => (token, Some(Receipt(receipt)), None),
-                Outcome::Published(Err(error), _payload) => {
-                    (token, None, Some(to_python(py, &error).into_value(py).into_any()))
+        let mut tokens = Vec::with_capacity(finished.len());
+        let mut results = Vec::with_capacity(finished.len());
+        let mut failed = Vec::new();
+        for (token, outcome) in finished {
+            let result = match outcome {
+                Outcome::Ready => None,
+                Outcome::Published(Ok(receipt), _payload) => Some(Receipt::made(py, receipt)?),
+                Outcome::Answered(Ok(answer), _payload) => {
+                    Some(PyBytes::new(py, &answer).into_any().unbind())
                 }
-            })
-            .collect()
+                Outcome::Published(Err(error), _payload)
+                | Outcome::Answered(Err(error), _payload) => {
+                    failed.push((token, to_python(py, &error).into_value(py).into_any()));
+                    continue;
+                }
+            };
+            tokens.push(token);
+            results.push(result);
+        }
+        Ok((tokens, results, failed))
     }
 }

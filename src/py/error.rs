@@ -25,6 +25,7 @@ fn class_name(kind: ErrorKind) -> &'static str {
         ErrorKind::Locked => "LockedError",
         ErrorKind::Storage => "StorageError",
         ErrorKind::NotConnected => "NotConnectedError",
+        ErrorKind::Denied => "DeniedError",
         ErrorKind::NoStream => "NoStreamError",
         ErrorKind::Rejected { .. } => "RejectedError",
         ErrorKind::Timeout => "TimeoutError",

@@ -4,11 +4,11 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
+use pyo3::types::{PyBytes, PyTuple};
 
 use crate::error::{Error, ErrorKind};
 use crate::frame::{
-    Assembler, Codec, Header, Incoming, Layout, MessageId, Outgoing, Plan, ProducerId,
+    self, Assembler, Coding, Header, Incoming, Layout, MessageId, Outgoing, Plan, ProducerId,
 };
 use crate::py::buffer::{self, Payload};
 use crate::py::error::OrRaise;
@@ -18,6 +18,9 @@ type TextFrame = (Vec<(&'static str, String)>, Payload);
 
 /// Cuts one payload into frames. A raw body is a view of the payload, not a copy.
 #[pyfunction]
+#[pyo3(signature = (
+    view, dtype, itemsize, shape, producer, epoch, seq, chunk_bytes_max, codec, codec_level=None
+))]
 #[expect(
     clippy::too_many_arguments,
     reason = "one call, plain values: the boundary has no options object"
@@ -33,10 +36,11 @@ pub(crate) fn make_frames(
     seq: u64,
     chunk_bytes_max: u32,
     codec: &str,
+    codec_level: Option<i32>,
 ) -> PyResult<Vec<TextFrame>> {
     let payload = buffer::borrow(view)?;
     let cut = || {
-        let codec: Codec = codec.parse()?;
+        let coding = Coding::parse(codec, codec_level)?;
         let layout = match (dtype, shape) {
             (Some(dtype), Some(shape)) => Some(Layout::new(dtype, itemsize, shape)?),
             _ => None,
@@ -46,7 +50,7 @@ pub(crate) fn make_frames(
         let outgoing = Outgoing { id, rows: 1, layout, payload };
         (0..plan.count)
             .map(|index| {
-                let frame = outgoing.frame(&plan, index, codec)?;
+                let frame = outgoing.frame(&plan, index, coding)?;
                 Ok((frame.header.to_fields(), Payload { bytes: frame.body }))
             })
             .collect::<crate::Result<Vec<_>>>()
@@ -96,4 +100,88 @@ impl GroupAssembler {
         };
         Ok(Some((Payload { bytes: incoming.payload }, dtype, shape)))
     }
+}
+
+/// One frame as it came over somebody's connection.
+#[pyclass(frozen, module = "vecmq._native")]
+pub(crate) struct Frame {
+    inner: frame::Frame,
+}
+
+#[pymethods]
+impl Frame {
+    /// The message that it belongs to.
+    #[getter]
+    fn id(&self) -> String {
+        self.inner.header.id.to_string()
+    }
+
+    /// Its place in the group.
+    #[getter]
+    fn index(&self) -> u32 {
+        self.inner.header.index
+    }
+
+    /// Frames of the group.
+    #[getter]
+    fn count(&self) -> u32 {
+        self.inner.header.count
+    }
+
+    /// Payload bytes of the whole message.
+    #[getter]
+    fn total_bytes(&self) -> u64 {
+        self.inner.header.total_bytes
+    }
+
+    /// Bytes of the body, as it came.
+    #[getter]
+    fn body_bytes(&self) -> usize {
+        self.inner.body.len()
+    }
+
+    /// The two frames have one header and hold the same chunk.
+    fn same(&self, other: &Self) -> bool {
+        self.inner.header == other.inner.header
+    }
+}
+
+/// Reads a frame; the body is borrowed. None: the fields are those of a plain message.
+#[pyfunction]
+#[expect(clippy::needless_pass_by_value, reason = "extracted from a dict")]
+pub(crate) fn read_frame(
+    py: Python<'_>,
+    fields: HashMap<String, String>,
+    body: &Bound<'_, PyAny>,
+) -> PyResult<Option<Frame>> {
+    let header = Header::from_fields(|name| fields.get(name).map(String::as_str)).or_raise(py)?;
+    let Some(header) = header else { return Ok(None) };
+    Ok(Some(Frame { inner: frame::Frame { header, body: buffer::borrow(body)? } }))
+}
+
+/// A whole payload: its bytes, dtype and shape.
+type Joined<'py> = (Bound<'py, PyBytes>, Option<String>, Option<Bound<'py, PyTuple>>);
+
+/// Puts all frames of a group together, in order; every body is copied once.
+#[pyfunction]
+#[expect(clippy::needless_pass_by_value, reason = "extracted from a list")]
+pub(crate) fn join_frames(py: Python<'_>, frames: Vec<Py<Frame>>) -> PyResult<Joined<'_>> {
+    let all = || frames.iter().map(|frame| &frame.get().inner);
+    let size = frame::joined_bytes(all()).or_raise(py)?;
+    let size = usize::try_from(size)?;
+    let data =
+        PyBytes::new_with(py, size, |out| py.detach(|| frame::join_into(all(), out)).or_raise(py))?;
+    let (dtype, shape) = match all().next().and_then(|frame| frame.header.layout.as_ref()) {
+        Some(layout) => (Some(layout.dtype().to_owned()), Some(PyTuple::new(py, layout.shape())?)),
+        None => (None, None),
+    };
+    Ok((data, dtype, shape))
+}
+
+/// Stream sequences as ranges, "17-20,23", of at most 160 bytes: one range over all where the exact
+/// list takes more.
+#[pyfunction]
+#[expect(clippy::needless_pass_by_value, reason = "extracted from a list")]
+pub(crate) fn seq_ranges(seqs: Vec<u64>) -> String {
+    crate::nats::seq_ranges(&seqs)
 }

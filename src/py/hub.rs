@@ -8,14 +8,16 @@ use pyo3::exceptions::PyKeyError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::hybrid::{self, HubOptions, Mode, SubscribeOptions};
-use crate::nats::{Auth, NatsOptions, StreamLimits};
+use crate::frame::CodecOption;
+use crate::hybrid::{self, GroupInfo, HubOptions, Mode, SubscribeOptions};
+use crate::nats::StreamLimits;
 use crate::py::bound::ProcessBound;
 use crate::py::check;
+use crate::py::connect::nats_options;
 use crate::py::error::OrRaise;
 use crate::py::publisher::Publisher;
 use crate::py::subscriber::Subscriber;
-use crate::queue::{GroupInfo, Retention, TopicInfo};
+use crate::queue::{Retention, TopicInfo};
 use crate::router::{self, RouterConfig};
 
 /// A retention: `age_ms_max`, `bytes_max`, `msgs_max`, `unacked`.
@@ -38,8 +40,19 @@ impl Hub {
     }
 
     /// A publisher of the topic; the topic is made where it does not exist yet.
-    fn publisher(&self, py: Python<'_>, topic: &str) -> PyResult<Publisher> {
-        py.detach(|| self.inner.get()?.topic(topic)).or_raise(py).map(Publisher::new)
+    /// codec: of its messages, None for the handle's.
+    #[pyo3(signature = (topic, codec=None, codec_level=None))]
+    fn publisher(
+        &self,
+        py: Python<'_>,
+        topic: &str,
+        codec: Option<&str>,
+        codec_level: Option<i32>,
+    ) -> PyResult<Publisher> {
+        let codec = codec.map(|name| CodecOption::parse(name, codec_level));
+        let codec = codec.transpose().or_raise(py)?;
+        let topic = py.detach(|| self.inner.get()?.topic(topic)).or_raise(py)?;
+        Ok(Publisher::new(topic, codec))
     }
 
     /// A subscriber of the topic for a subscription group. start: "first" or "new", for a new
@@ -112,6 +125,13 @@ impl Hub {
         Ok((done.messages, done.bytes))
     }
 
+    /// Purges the frames of groups that were never whole and are that old; returns the number of
+    /// groups.
+    fn sweep_topic(&self, py: Python<'_>, topic: &str, age_s: f64) -> PyResult<u64> {
+        let age = Duration::try_from_secs_f64(age_s).unwrap_or(Duration::MAX);
+        py.detach(|| self.inner.get()?.sweep_topic(topic, age)).or_raise(py)
+    }
+
     /// Deletes all messages of a topic; returns messages and bytes.
     fn purge_topic(&self, py: Python<'_>, topic: &str) -> PyResult<(u64, u64)> {
         let done = py.detach(|| self.inner.get()?.purge_topic(topic)).or_raise(py)?;
@@ -138,6 +158,8 @@ impl Hub {
         out.set_item("rerouted", stats.rerouted)?;
         out.set_item("aborted", stats.aborted)?;
         out.set_item("unknown", stats.unknown)?;
+        out.set_item("missing", stats.missing)?;
+        out.set_item("swept", stats.swept)?;
         out.set_item("threshold_bytes", stats.threshold_bytes)?;
         Ok(out)
     }
@@ -260,22 +282,18 @@ fn hub_options(options: &Bound<'_, PyDict>) -> PyResult<HubOptions> {
         Some(bytes) => RouterConfig { threshold_start_bytes: bytes, fixed: true, ..defaults },
         None => defaults,
     };
-    let url: Option<String> = field(options, "nats_url")?;
-    let nats = match url {
-        Some(url) => Some(NatsOptions {
-            url,
-            auth: auth(options)?,
-            connect_timeout: Duration::from_secs_f64(field(options, "connect_timeout_s")?),
-            name: field(options, "name")?,
-        }),
-        None => None,
-    };
+    let nats: Option<Bound<'_, PyDict>> = field(options, "nats")?;
     Ok(HubOptions {
         mode: field::<String>(options, "mode")?.parse().or_raise(py)?,
         queue_path: field::<Option<PathBuf>>(options, "queue_path")?,
-        nats,
+        nats: nats.map(|nats| nats_options(&nats)).transpose()?,
         durable: field(options, "durable")?,
-        codec: field::<String>(options, "codec")?.parse().or_raise(py)?,
+        codec: CodecOption::parse(
+            &field::<String>(options, "codec")?,
+            field(options, "codec_level")?,
+        )
+        .or_raise(py)?,
+        link_bytes_per_s: field(options, "link_bytes_per_s")?,
         message_bytes_max: field(options, "message_bytes_max")?,
         router,
         retention: Retention {
@@ -290,30 +308,12 @@ fn hub_options(options: &Bound<'_, PyDict>) -> PyResult<HubOptions> {
             bytes_max: field(options, "bytes_max")?,
             msgs_max: field(options, "msgs_max")?,
             replicas: field(options, "replicas")?,
+            atomic: field(options, "atomic")?,
         },
     })
 }
 
-fn auth(options: &Bound<'_, PyDict>) -> PyResult<Auth> {
-    if let Some(token) = field::<Option<String>>(options, "token")? {
-        return Ok(Auth::Token(token));
-    }
-    if let Some(path) = field::<Option<PathBuf>>(options, "creds_path")? {
-        return Ok(Auth::CredsFile(path));
-    }
-    if let Some(seed) = field::<Option<String>>(options, "nkey_seed")? {
-        return Ok(Auth::NKey(seed));
-    }
-    match (field::<Option<String>>(options, "user")?, field::<Option<String>>(options, "password")?)
-    {
-        (Some(user), password) => {
-            Ok(Auth::UserPassword { user, password: password.unwrap_or_default() })
-        }
-        _ => Ok(Auth::None),
-    }
-}
-
-fn field<'py, T>(options: &Bound<'py, PyDict>, name: &str) -> PyResult<T>
+pub(super) fn field<'py, T>(options: &Bound<'py, PyDict>, name: &str) -> PyResult<T>
 where
     T: FromPyObjectOwned<'py>,
 {

@@ -11,7 +11,7 @@ use pyo3::types::{PyDict, PyMemoryView, PyTuple};
 use crate::error::{Error, ErrorKind};
 use crate::hybrid;
 use crate::py::bound::ProcessBound;
-use crate::py::buffer::Payload;
+use crate::py::buffer::{NoReferences, Payload, untrack, write_into};
 use crate::py::error::{OrRaise, to_python};
 
 static TO_ARRAY: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
@@ -19,6 +19,17 @@ static TO_ARRAY: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 /// What a publish came to.
 #[pyclass(frozen, module = "vecmq._native", name = "Receipt")]
 pub(crate) struct Receipt(pub(super) hybrid::Receipt);
+
+impl NoReferences for Receipt {}
+
+impl Receipt {
+    /// As a Python object.
+    pub(super) fn made(py: Python<'_>, receipt: hybrid::Receipt) -> PyResult<Py<PyAny>> {
+        let made = Bound::new(py, Self(receipt))?;
+        untrack(&made);
+        Ok(made.into_any().unbind())
+    }
+}
 
 #[pymethods]
 impl Receipt {
@@ -77,11 +88,23 @@ impl Receipt {
         self.0.rows_count
     }
 
+    /// How the message is coded: "raw", "zstd", "planes", "pk3" or "lz4".
+    #[getter]
+    fn codec(&self) -> &'static str {
+        self.0.codec.option()
+    }
+
+    /// Why it is coded like that, in a few words.
+    #[getter]
+    fn codec_why(&self) -> &'static str {
+        self.0.codec_why.text()
+    }
+
     fn __repr__(&self) -> String {
         let receipt = &self.0;
         format!(
             "Receipt(route='{}', seq={}, id='{}', level='{}', duplicate={}, frames_count={}, \
-             payload_bytes={}, wire_bytes={}, rows_count={})",
+             payload_bytes={}, wire_bytes={}, rows_count={}, codec='{}', codec_why='{}')",
             receipt.route.name(),
             receipt.seq,
             receipt.id,
@@ -91,6 +114,8 @@ impl Receipt {
             receipt.payload_bytes,
             receipt.wire_bytes,
             receipt.rows_count,
+            receipt.codec.option(),
+            receipt.codec_why.text(),
         )
     }
 }
@@ -108,6 +133,11 @@ impl Message {
 
     fn get(&self, py: Python<'_>) -> PyResult<&hybrid::Message> {
         self.inner.get().or_raise(py)
+    }
+
+    fn bytes(&self, py: Python<'_>) -> PyResult<Bytes> {
+        let message = self.get(py)?;
+        py.detach(|| message.payload().cloned()).or_raise(py)
     }
 }
 
@@ -162,8 +192,8 @@ impl Message {
 
     /// Payload bytes.
     #[getter]
-    fn size_bytes(&self, py: Python<'_>) -> PyResult<usize> {
-        Ok(self.get(py)?.payload.len())
+    fn size_bytes(&self, py: Python<'_>) -> PyResult<u64> {
+        Ok(self.get(py)?.size_bytes())
     }
 
     /// How often it was delivered to the group, this time included.
@@ -178,23 +208,22 @@ impl Message {
         Ok(self.get(py)?.frames_count)
     }
 
-    /// The bytes: a read-only memoryview, no copy.
+    /// The bytes: a read-only memoryview, no copy; frames that were kept are put together first.
     #[getter]
     fn payload<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyMemoryView>> {
-        let bytes = self.get(py)?.payload.clone();
+        let bytes = self.bytes(py)?;
         PyMemoryView::from(Bound::new(py, Payload { bytes })?.as_any())
     }
 
     /// The payload as a read-only ndarray, no copy; of plain bytes a 1-d uint8 array.
     fn array<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let message = self.get(py)?;
-        let payload = Bound::new(py, Payload { bytes: message.payload.clone() })?;
+        let bytes = self.bytes(py)?;
+        let length = [bytes.len() as u64];
+        let payload = Bound::new(py, Payload { bytes })?;
         match &message.layout {
             Some(layout) => to_array(py, payload, layout.dtype(), layout.shape()),
-            None => {
-                let length = [message.payload.len() as u64];
-                to_array(py, payload, "uint8", &length)
-            }
+            None => to_array(py, payload, "uint8", &length),
         }
     }
 
@@ -221,6 +250,19 @@ impl Message {
         py.detach(|| message.in_progress()).or_raise(py)
     }
 
+    /// Marks the message as one that nobody will be done with: it is not delivered again.
+    fn term(&self, py: Python<'_>) -> PyResult<()> {
+        let message = self.get(py)?;
+        py.detach(|| message.term()).or_raise(py)
+    }
+
+    /// Writes the bytes to a writable C-contiguous buffer of exactly as many; frames that were kept
+    /// are decoded straight into it.
+    fn copy_into(&self, py: Python<'_>, out: &Bound<'_, PyAny>) -> PyResult<()> {
+        let message = self.get(py)?;
+        write_into(py, out, |room| message.copy_into(room))?.or_raise(py)
+    }
+
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
         let message = self.get(py)?;
         let kind = message.layout.as_ref().map_or_else(
@@ -232,7 +274,7 @@ impl Message {
             message.topic,
             message.seq,
             message.route.name(),
-            message.payload.len(),
+            message.size_bytes(),
         ))
     }
 }
@@ -278,19 +320,21 @@ pub(crate) fn join_rows<'py>(
     if rest.iter().filter(same).count() != rest.len() {
         return Ok(None);
     }
-    let row_bytes = first.payload.len();
-    let start = first.payload.as_ptr().addr();
-    let adjacent = inner
+    let payloads = inner.iter().map(|message| message.payload());
+    let payloads = payloads.collect::<crate::Result<Vec<_>>>().or_raise(py)?;
+    let row_bytes = payloads.first().map_or(0, |payload| payload.len());
+    let start = payloads.first().map_or(0, |payload| payload.as_ptr().addr());
+    let adjacent = payloads
         .iter()
         .enumerate()
-        .all(|(row, message)| message.payload.as_ptr().addr() == start + row * row_bytes);
+        .all(|(row, payload)| payload.as_ptr().addr() == start + row * row_bytes);
     let whole = if adjacent { first.payloads_from_here(inner.len()) } else { None };
     let bytes = match whole {
         Some(bytes) => bytes,
         None => py.detach(|| {
             let mut joined = Vec::with_capacity(row_bytes * inner.len());
-            for message in &inner {
-                joined.extend_from_slice(&message.payload);
+            for payload in &payloads {
+                joined.extend_from_slice(payload);
             }
             Bytes::from(joined)
         }),

@@ -13,17 +13,24 @@
 //! | `rocksmq` | directories of Milvus' `RocksMQ` (`vecmq.migrate`) |
 //! | `check` | what an open repaired and what a check found |
 //! | `frames` | frames for code that brings its own connection (`vecmq.bridge`) |
+//! | `bridge` | `vecmq.bridge`'s connection for large payloads |
+//! | `inbound` | what nats-py's connection receives, read by the core |
+//! | `connect` | the options of a connection, as `NatsOptions` of `vecmq` hands them in |
 
 mod attach;
 mod bound;
+mod bridge;
 mod buffer;
 mod check;
 mod completions;
+mod connect;
 mod error;
 mod extract;
 mod frames;
 mod hub;
+mod inbound;
 mod message;
+mod pending;
 mod publisher;
 mod rocksmq;
 mod subscriber;
@@ -32,6 +39,8 @@ mod wait;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
+use crate::frame::Codec;
+
 /// What this build is: version, profile, and the versions of what it links.
 #[pyfunction]
 fn build_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
@@ -39,7 +48,7 @@ fn build_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     info.set_item("version", env!("CARGO_PKG_VERSION"))?;
     info.set_item("profile", if cfg!(debug_assertions) { "debug" } else { "release" })?;
     info.set_item("wire_version", crate::frame::WIRE_VERSION)?;
-    info.set_item("codecs", ["raw", "zstd1", "planes"])?;
+    info.set_item("codecs", Codec::ALL.map(Codec::option))?;
     info.set_item("zstd", zstd::zstd_safe::version_string())?;
     info.set_item("rocksdb", crate::queue::ROCKSDB_VERSION)?;
     Ok(info)
@@ -60,6 +69,8 @@ mod native {
     #[pymodule_export]
     use super::attach::Attached;
     #[pymodule_export]
+    use super::bridge::{PlainConnection, PlainPublish};
+    #[pymodule_export]
     use super::buffer::Payload;
     #[pymodule_export]
     use super::build_info;
@@ -68,11 +79,15 @@ mod native {
     #[pymodule_export]
     use super::completions::Completions;
     #[pymodule_export]
-    use super::frames::{GroupAssembler, make_frames};
+    use super::frames::{Frame, GroupAssembler, join_frames, make_frames, read_frame, seq_ranges};
     #[pymodule_export]
     use super::hub::{Explanation, Hub};
     #[pymodule_export]
+    use super::inbound::{InboundParser, InboundSocket, SocketDoor};
+    #[pymodule_export]
     use super::message::{Message, Receipt, ack_all, join_rows};
+    #[pymodule_export]
+    use super::pending::Pending;
     #[pymodule_export]
     use super::publisher::Publisher;
     #[pymodule_export]

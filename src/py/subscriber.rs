@@ -28,10 +28,11 @@ impl Subscriber {
         &self,
         messages_max: usize,
         waker: &Waker,
+        keep_frames: bool,
     ) -> crate::Result<(Vec<hybrid::Message>, Option<Instant>)> {
         let mut subscriber = self.lock();
         let subscriber = subscriber.get_mut()?;
-        let messages = subscriber.poll(messages_max, waker)?;
+        let messages = subscriber.poll(messages_max, waker, keep_frames)?;
         let next_look = if messages.is_empty() { subscriber.next_look() } else { None };
         Ok((messages, next_look))
     }
@@ -44,33 +45,40 @@ impl Subscriber {
 #[pymethods]
 impl Subscriber {
     /// Takes what is ready. An empty list means that the token finishes when it is worth looking
-    /// again; the number with it, that so it is after that many seconds.
+    /// again; the number with it, that so it is after that many seconds. `keep_frames`: the caller
+    /// has memory for the payload, see `Message.copy_into`.
+    #[pyo3(signature = (messages_max, completions, token, *, keep_frames = false))]
     fn poll(
         &self,
         py: Python<'_>,
         messages_max: usize,
         completions: &Completions,
         token: u64,
+        keep_frames: bool,
     ) -> PyResult<(Vec<Message>, Option<f64>)> {
         let waker = completions.waker(token);
-        let (messages, next_look) = py.detach(|| self.look(messages_max, &waker)).or_raise(py)?;
+        let looked = py.detach(|| self.look(messages_max, &waker, keep_frames));
+        let (messages, next_look) = looked.or_raise(py)?;
         let now = Instant::now();
         let wait_s = next_look.map(|look| look.saturating_duration_since(now).as_secs_f64());
         Ok((messages.into_iter().map(Message::new).collect(), wait_s))
     }
 
-    /// Blocks until something is ready; an empty list means the time was over.
+    /// Blocks until something is ready; an empty list means the time was over. `keep_frames`: as
+    /// for `poll`.
+    #[pyo3(signature = (messages_max, timeout_s, *, keep_frames = false))]
     fn poll_wait(
         &self,
         py: Python<'_>,
         messages_max: usize,
         timeout_s: Option<f64>,
+        keep_frames: bool,
     ) -> PyResult<Vec<Message>> {
         let waker = wait::thread_waker();
         let deadline = wait::deadline(timeout_s);
         loop {
             let (messages, next_look) =
-                py.detach(|| self.look(messages_max, &waker)).or_raise(py)?;
+                py.detach(|| self.look(messages_max, &waker, keep_frames)).or_raise(py)?;
             let is_over = deadline.is_some_and(|end| Instant::now() >= end);
             if !messages.is_empty() || is_over {
                 return Ok(messages.into_iter().map(Message::new).collect());

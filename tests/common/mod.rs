@@ -31,10 +31,10 @@ impl Server {
 
     pub(crate) fn options(&self) -> NatsOptions {
         NatsOptions {
-            url: format!("nats://127.0.0.1:{}", self.port),
+            servers: vec![format!("nats://127.0.0.1:{}", self.port)],
             auth: Auth::Token("test-token".to_owned()),
-            connect_timeout: Duration::from_secs(5),
             name: "vecmq-tests".to_owned(),
+            ..NatsOptions::default()
         }
     }
 
@@ -49,6 +49,19 @@ impl Server {
         self.child = child;
     }
 
+    /// It stays connected and does nothing any more.
+    pub(crate) fn pause(&self) {
+        let pid = self.child.id().to_string();
+        let status = Command::new("kill").args(["-STOP", &pid]).status();
+        assert!(status.is_ok_and(|status| status.success()), "the server cannot be paused");
+        // The signal returns before the threads that run on other cores have stopped.
+        let deadline = Instant::now() + READY;
+        while !is_stopped(&pid) {
+            assert!(Instant::now() < deadline, "the server goes on after SIGSTOP");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     pub(crate) fn kill(&mut self) {
         self.child.kill().expect("the server can be killed");
         self.child.wait().expect("the server can be reaped");
@@ -60,6 +73,15 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Whether every thread of a process has stopped (state T of proc(5)).
+fn is_stopped(pid: &str) -> bool {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("the process is there");
+    tasks.flatten().all(|task| {
+        let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, fields)| fields.starts_with('T'))
+    })
 }
 
 fn launch(directory: &Path, max_payload: usize, port: Option<u16>) -> (Child, u16) {

@@ -1,4 +1,4 @@
-"""JetStream peers: one process publishes, a child receives, as in an application.
+"""NATS peers: one process publishes, a child receives, as in an application.
 
 In one process the two would share one interpreter lock, which would show the client worse than it
 is. Each process has an event loop that goes on in between operations, so that the server's pings
@@ -25,6 +25,7 @@ from peer import (
     STALL_S,
     WINDOW_BYTES,
     Checker,
+    Meter,
     PeerError,
     Spec,
     make_payloads,
@@ -133,6 +134,29 @@ class Client(ABC):
     async def acknowledge(self) -> None:
         """Acknowledges all that was received, and waits until that is on its way."""
 
+    async def core_publish(self, name: str, payload: bytes) -> None:
+        """Publishes a message that is not stored."""
+        raise NotImplementedError
+
+    async def flush(self) -> None:
+        """Waits until the server has all that was handed over."""
+        raise NotImplementedError
+
+    async def core_subscribe(self, name: str) -> None:
+        """Subscribes, without a stream; the server knows of it when this ends."""
+        raise NotImplementedError
+
+    async def core_receive(self, timeout_s: float) -> list[bytes]:
+        """Receives from that subscription what there is, at least one message.
+
+        Args:
+            timeout_s: How long to wait for the first one.
+
+        Returns:
+            Payloads; empty when none came.
+        """
+        raise NotImplementedError
+
     async def unsubscribe(self) -> None:  # noqa: B027, most have nothing to stop
         """Ends what `subscribe` and `receive` have left running."""
 
@@ -203,6 +227,7 @@ class JetStream:
         theirs.close()
         self._client = make_client()
         self._client.is_paced = spec.rate_per_s is not None
+        self._client.publish_bytes = spec.window_bytes
         self._loop = Loop("publisher", self._client)
         self._loop.run(self._client.connect(spec.url, spec.token, self._window))
         self._ask(None, READY_TIMEOUT_S)
@@ -213,10 +238,12 @@ class JetStream:
 
     def prepare(self, number: int) -> None:
         """Makes stream, consumer and payloads, and drops those of the operation before."""
-        if self._stream:
+        is_stored = self._spec.workload != "core"
+        if self._stream and is_stored:
             self._loop.run(self._client.delete_stream(self._stream))
         self._stream = f"bench-{number}"
-        self._loop.run(self._client.make_stream(self._stream))
+        if is_stored:
+            self._loop.run(self._client.make_stream(self._stream))
         self._child.send(("prepare", number))
         self._payloads = []
         self._payloads = make_payloads(self._spec, number)
@@ -232,11 +259,13 @@ class JetStream:
         is_concurrent = self._spec.workload != "publish"
         if is_concurrent:
             self._child.send(("go", 0))
+        meter = Meter()
         started, published = self._loop.run(self._publish())
+        taken = {f"publish_{key}": value for key, value in meter.stop().items()}
         if not is_concurrent:
             self._child.send(("go", 0))
         ended, received, arrivals = self._ask(None, None)
-        return make_sample(self._spec, (started, published, ended), received, arrivals)
+        return make_sample(self._spec, (started, published, ended), received, arrivals) | taken
 
     def close(self) -> None:
         """Ends the child and disconnects."""
@@ -262,7 +291,11 @@ class JetStream:
         # The receiver, too, is to find its loop running.
         await asyncio.sleep(0)
         started = time.monotonic_ns()
-        if self._spec.batch == 1 and self._spec.rate_per_s is None:
+        if self._spec.workload == "core":
+            for payload in self._payloads:
+                await self._client.core_publish(self._stream, payload)
+            await self._client.flush()
+        elif self._spec.batch == 1 and self._spec.rate_per_s is None:
             for payload in self._payloads:
                 await self._client.publish_one(self._stream, payload)
         else:
@@ -339,8 +372,10 @@ def _receiver(spec: Spec, make_client: type[Client], parents: Connection, pipe: 
                     loop.run(client.unsubscribe())
                     checker = Checker(make_payloads(spec, number))
                     settle()
-                    loop.run(client.subscribe(f"bench-{number}", batch))
+                    loop.run(_subscribe(client, spec, f"bench-{number}", batch))
                     pipe.send(None)
+                case _ if spec.workload == "core":
+                    pipe.send(loop.run(_core_receive(client, checker)))
                 case _:
                     pipe.send(loop.run(_receive(client, checker, batch)))
     except (EOFError, BrokenPipeError):
@@ -349,10 +384,30 @@ def _receiver(spec: Spec, make_client: type[Client], parents: Connection, pipe: 
         pipe.send(PeerError(f"receiver: {type(error).__name__}: {error}"))
 
 
+async def _subscribe(client: Client, spec: Spec, name: str, batch: int) -> None:
+    if spec.workload == "core":
+        await client.core_subscribe(name)
+    else:
+        await client.subscribe(name, batch)
+
+
+async def _core_receive(client: Client, checker: Checker) -> tuple[int, dict[str, Any], array[int]]:
+    """Receives and verifies until the last message or a stall."""
+    while checker.missing_count:
+        payloads = await client.core_receive(STALL_S)
+        if not payloads:
+            break
+        checker.take(payloads)
+    ended = time.monotonic_ns()
+    checker.take(await client.core_receive(EXTRA_S))
+    return ended, checker.sample(), checker.received_at_ns
+
+
 async def _receive(
     client: Client, checker: Checker, batch: int
 ) -> tuple[int, dict[str, Any], array[int]]:
     """Receives, verifies and acknowledges until the last message or a stall."""
+    meter = Meter()
     unacknowledged = 0
     while checker.missing_count:
         payloads = await client.receive(min(batch, checker.missing_count), STALL_S)
@@ -365,5 +420,6 @@ async def _receive(
             await client.acknowledge()
             unacknowledged = 0
     ended = time.monotonic_ns()
+    taken = {f"receive_{key}": value for key, value in meter.stop().items()}
     checker.take(await client.receive(batch, EXTRA_S))
-    return ended, checker.sample(), checker.received_at_ns
+    return ended, checker.sample() | taken, checker.received_at_ns

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 NUMBER_BYTES = 8
+WORKLOADS = ("pubsub", "publish", "latency", "core")
 # With more bytes than this in flight large messages get slower, not faster.
 WINDOW_BYTES = 16 << 20
 # A receiver that gets nothing for this long has lost the rest.
@@ -37,7 +38,8 @@ class Spec:
     """The first line of stdin, without what is for vecmq's routes alone.
 
     Attributes:
-        workload: "pubsub", "publish" or "latency".
+        contender: Name in the table.
+        workload: "pubsub", "publish", "latency" or "core" (publish and receive, nothing stored).
         count: Messages of an operation.
         sizes_bytes: A size for each message.
         batch: Messages a call or in flight; None: what is best.
@@ -45,8 +47,10 @@ class Spec:
         path: Directory of this worker's own.
         url: Address of the nats-server; None: there is none.
         token: Token of the nats-server.
+        window_bytes: Bytes in flight, at most.
     """
 
+    contender: str
     workload: str
     count: int
     sizes_bytes: Sequence[int]
@@ -55,6 +59,7 @@ class Spec:
     path: Path
     url: str | None
     token: str | None
+    window_bytes: int = WINDOW_BYTES
 
     @classmethod
     def parse(cls, line: str) -> Spec:
@@ -70,12 +75,11 @@ class Spec:
             PeerError: A value is not one that a peer can do.
         """
         values = json.loads(line)
-        if values["workload"] not in ("pubsub", "publish", "latency"):
-            raise PeerError(
-                f"expected workload pubsub, publish or latency, got {values['workload']}"
-            )
+        if values["workload"] not in WORKLOADS:
+            raise PeerError(f"expected workload {', '.join(WORKLOADS)}, got {values['workload']}")
         server = values["server"] or {}
         return cls(
+            contender=values["contender"],
             workload=values["workload"],
             count=values["count"],
             sizes_bytes=values["sizes_bytes"] or [values["size_bytes"]] * values["count"],
@@ -84,6 +88,7 @@ class Spec:
             path=Path(values["path"]),
             url=server.get("url"),
             token=server.get("token"),
+            window_bytes=values.get("window_bytes") or WINDOW_BYTES,
         )
 
     def window(self, best: int) -> int:
@@ -93,9 +98,9 @@ class Spec:
             best: What is best in the client for small messages.
 
         Returns:
-            At least 1; on average with no more than WINDOW_BYTES.
+            At least 1; on average with no more than window_bytes.
         """
-        room = max(1, WINDOW_BYTES * self.count // sum(self.sizes_bytes))
+        room = max(1, self.window_bytes * self.count // sum(self.sizes_bytes))
         return max(1, min(self.batch or best, room, self.count))
 
 
@@ -239,10 +244,44 @@ def make_sample(
         "seconds": ((published if is_publish else max(published, ended)) - started) / 1e9,
         "published_s": (published - started) / 1e9,
         "verify_s": 0.0 if is_publish else received["verify_s"],
-        "levels": ["stored"],
+        "verify_cpu_s": received["verify_s"],
+        "levels": ["none" if spec.workload == "core" else "stored"],
         "wire_bytes": None,
         "latencies_ns": latencies,
     }
+
+
+class Meter:
+    """What this process takes from now on; Linux.
+
+    Memory counts from the first of them: what an operation has left behind is the client's.
+    """
+
+    _first_bytes: int | None = None
+
+    def __init__(self) -> None:
+        # The kernel's high-water mark of resident memory becomes what is resident now.
+        Path("/proc/self/clear_refs").write_text("5")
+        if Meter._first_bytes is None:
+            Meter._first_bytes = _peak_bytes()
+        self._started = time.process_time()
+
+    def stop(self) -> dict[str, float]:
+        """Gives what was taken.
+
+        Returns:
+            Seconds of CPU, and bytes by which memory grew at most.
+        """
+        cpu_s = time.process_time() - self._started
+        assert Meter._first_bytes is not None
+        return {"cpu_s": cpu_s, "growth_bytes": _peak_bytes() - Meter._first_bytes}
+
+
+def _peak_bytes() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) << 10
+    raise PeerError("expected VmHWM in /proc/self/status")
 
 
 class Session(Protocol):

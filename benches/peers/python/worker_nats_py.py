@@ -14,6 +14,8 @@ from nats.js.api import AckPolicy, ConsumerConfig, StorageType
 from peer import main
 
 TIMEOUT_S = 60.0
+# Of its own it drops what a subscriber has not taken beyond 128 MB.
+ROOM_BYTES = 1 << 31
 
 
 class NatsPy(Client):
@@ -74,6 +76,26 @@ class NatsPy(Client):
     async def acknowledge(self) -> None:
         """Acknowledges all that was received."""
         await self._last.ack()
+
+    async def core_publish(self, name: str, payload: bytes) -> None:
+        """Publishes."""
+        await self._nats.publish(name, payload)
+
+    async def flush(self) -> None:
+        """Waits for the server."""
+        await self._nats.flush(int(TIMEOUT_S))
+
+    async def core_subscribe(self, name: str) -> None:
+        """Subscribes."""
+        self._subscription = await self._nats.subscribe(name, pending_bytes_limit=ROOM_BYTES)
+        await self._nats.flush()
+
+    async def core_receive(self, timeout_s: float) -> list[bytes]:
+        """Receives the next message."""
+        try:
+            return [(await self._subscription.next_msg(timeout_s)).data]
+        except (nats.errors.TimeoutError, TimeoutError):
+            return []
 
     async def unsubscribe(self) -> None:
         """Ends the subscription."""

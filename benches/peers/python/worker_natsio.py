@@ -15,6 +15,8 @@ from peer import main
 TIMEOUT_S = 60.0
 # Its default refuses a message of more than 2 MiB.
 PENDING_BYTES = 64 << 20
+# Of its own it drops what a subscriber has not taken beyond 64 MB.
+ROOM_BYTES = 1 << 31
 
 
 class Natsio(Client):
@@ -28,6 +30,7 @@ class Natsio(Client):
         self.versions = {"natsio": importlib.metadata.version("natsio")}
         self._last: Any = None
         self._messages: Any = None
+        self._subscription: Any = None
 
     async def connect(self, url: str, token: str | None, window: int) -> None:
         """Connects."""
@@ -76,8 +79,31 @@ class Natsio(Client):
         """Acknowledges all that was received."""
         await self._last.ack()
 
+    async def core_publish(self, name: str, payload: bytes) -> None:
+        """Publishes."""
+        await self._nats.publish(name, payload)
+
+    async def flush(self) -> None:
+        """Waits for the server."""
+        await self._nats.flush(TIMEOUT_S)
+
+    async def core_subscribe(self, name: str) -> None:
+        """Subscribes."""
+        self._subscription = self._nats.subscribe(name, pending_bytes_limit=ROOM_BYTES)
+        await self._nats.flush()
+
+    async def core_receive(self, timeout_s: float) -> list[bytes]:
+        """Receives the next message."""
+        try:
+            return [(await self._subscription.next_msg(timeout_s)).payload]
+        except TimeoutError:
+            return []
+
     async def unsubscribe(self) -> None:
         """Ends the session."""
+        if self._subscription is not None:
+            await self._subscription.unsubscribe()
+            self._subscription = None
         if self._messages is not None:
             await self._messages.stop()
         self._messages = self._last = None

@@ -7,6 +7,7 @@ each other. They keep their order when each is handed over before the next, whic
 
 from __future__ import annotations
 
+import asyncio
 import importlib.metadata
 import os
 import sys
@@ -31,6 +32,7 @@ class Natsrpy(Client):
     def __init__(self) -> None:
         self.versions = {"natsrpy": importlib.metadata.version("natsrpy")}
         self._last: Any = None
+        self._subscription: Any = None
 
     async def connect(self, url: str, token: str | None, window: int) -> None:  # noqa: ARG002
         """Connects."""
@@ -91,6 +93,33 @@ class Natsrpy(Client):
     async def acknowledge(self) -> None:
         """Acknowledges all that was received."""
         await self._last.ack()
+
+    async def core_publish(self, name: str, payload: bytes) -> None:
+        """Publishes."""
+        await self._nats.publish(name, payload)
+
+    async def flush(self) -> None:
+        """Waits for the server."""
+        await self._nats.flush()
+
+    async def core_subscribe(self, name: str) -> None:
+        """Subscribes."""
+        self._subscription = await self._nats.subscribe(name).detatch()
+        await self._nats.flush()
+
+    async def core_receive(self, timeout_s: float) -> list[bytes]:
+        """Receives the next message."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                return [(await anext(self._subscription)).payload]
+        except TimeoutError:
+            return []
+
+    async def unsubscribe(self) -> None:
+        """Ends the subscription."""
+        if self._subscription is not None:
+            await self._subscription.unsubscribe()
+            self._subscription = None
 
 
 def open_session(spec: Spec) -> JetStream:

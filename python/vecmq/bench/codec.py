@@ -15,6 +15,7 @@ from rich import box
 from rich.table import Table
 
 from vecmq._native import GroupAssembler, make_frames
+from vecmq._options import FIXED_CODECS
 from vecmq._payload import Normalised, normalise
 from vecmq.bench.report import add_table
 from vecmq.errors import ConfigError, CorruptError
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CODECS", "CodecRow", "measure", "read_arrays", "show", "to_values"]
 
-CODECS: Final = ("raw", "zstd1", "planes")
+CODECS: Final = FIXED_CODECS
 MIB: Final = 1 << 20
 # What JetStream's frames carry at most by default.
 CHUNK_BYTES: Final = MIB

@@ -27,6 +27,7 @@ PEERS: Final = (
     "async-nats",
     "rocksdict",
     "rocksq",
+    "vectored",
 )
 MANIFEST_SCHEMA: Final = "vecmq-peers-1"
 NOT_BUILT: Final = "not built: run `make peers` in a clone of the repository"

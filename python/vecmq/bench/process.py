@@ -58,6 +58,9 @@ class Worker:
                 self._server_pids.append(server.pid or 0)
                 own = ServerSpec(server.url, token=server.token, pid=server.pid)
                 spec = replace(spec, server=own)
+            elif spec.server is not None and spec.server.pid is not None:
+                # Others use it too, but not during this one's operations.
+                self._server_pids.append(spec.server.pid)
             self._process = self._start()
             stack.push(self._end)
             self.ready = self._ask(json.dumps(asdict(spec)))

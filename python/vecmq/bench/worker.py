@@ -105,7 +105,7 @@ class Spec:
     publishers: int = 1
     subscribers: int = 1
     retention_s: float | None = None
-    codec: Literal["raw", "zstd1", "planes"] = "raw"
+    codec: Literal["auto", "raw", "zstd", "planes", "pk3", "lz4"] = "raw"
     server: ServerSpec | None = None
 
     @property

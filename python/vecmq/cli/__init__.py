@@ -1,7 +1,8 @@
 """The command ``vecmq``.
 
 stdout is for data, stderr for progress and the log. Exit codes: 0 done, 1 a check or the work
-failed, 2 wrong usage, 3 no connection, 130 Ctrl-C (what was finished has been printed).
+failed, 2 wrong usage, 3 no connection or denied by the server, 130 Ctrl-C (what was finished has
+been printed).
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from vecmq.cli.base import (
 )
 from vecmq.cli.bench import bench
 from vecmq.cli.demo import demo
+from vecmq.cli.nats import nats
 from vecmq.cli.pub import pub
 from vecmq.cli.queue import queue
 from vecmq.cli.queue_check import check as queue_check
@@ -42,6 +44,7 @@ from vecmq.cli.serve import serve
 from vecmq.cli.sub import sub
 from vecmq.errors import (
     ConfigError,
+    DeniedError,
     Error,
     InvalidHeadersError,
     InvalidNameError,
@@ -49,7 +52,7 @@ from vecmq.errors import (
     ServerError,
 )
 
-__all__ = ["app", "bench", "demo", "main", "pub", "queue", "queue_check", "serve", "sub"]
+__all__ = ["app", "bench", "demo", "main", "nats", "pub", "queue", "queue_check", "serve", "sub"]
 
 
 @app.meta.default
@@ -102,7 +105,7 @@ def _print_error(error: Exception) -> None:
 
 
 def _exit_code(error: Exception) -> int:
-    if isinstance(error, NotConnectedError | ServerError):
+    if isinstance(error, NotConnectedError | DeniedError | ServerError):
         return EXIT_CONNECT
     usage = (
         UsageError,
@@ -122,7 +125,8 @@ def main(tokens: Sequence[str] | None = None) -> int:
         tokens: Arguments; None: those of the process.
 
     Returns:
-        The exit code: 0 done, 1 failed, 2 wrong usage, 3 no connection, 130 Ctrl-C.
+        The exit code: 0 done, 1 failed, 2 wrong usage, 3 no connection or denied by the
+            server, 130 Ctrl-C.
     """
     given = sys.argv[1:] if tokens is None else tokens
     try:

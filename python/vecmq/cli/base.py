@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from rich.console import Console
 
 import vecmq
 import vecmq.sync
-from vecmq._options import from_url
+from vecmq._nats_options import from_environment
 from vecmq.errors import Error, LockedError, NotConnectedError
 
 __all__ = [
@@ -24,15 +23,16 @@ __all__ = [
     "EXIT_INTERRUPTED",
     "EXIT_PIPE",
     "EXIT_USAGE",
+    "NO_SERVER",
     "Codec",
     "JsonFile",
     "Mode",
+    "Server",
     "UsageError",
     "Where",
     "app",
     "data_console",
     "examples",
-    "nats_options",
     "print_line",
     "save",
     "save_text",
@@ -50,7 +50,7 @@ WIDTH_WITHOUT_TERMINAL: Final = 200
 # A path, or "-".
 JsonFile = Annotated[str | None, Parameter(allow_leading_hyphen=True)]
 Mode = Literal["hybrid", "queue", "nats"]
-Codec = Literal["raw", "zstd1", "planes"]
+Codec = Literal["auto", "raw", "zstd", "planes", "pk3", "lz4"]
 
 
 class UsageError(Error):
@@ -86,18 +86,77 @@ app = App(
 
 @Parameter(name="*")
 @dataclass(frozen=True, slots=True)
+class Server:
+    """A NATS server; what is not said here is taken from the environment, as the nats CLI does.
+
+    Attributes:
+        nats: URL of a NATS server, for example nats://127.0.0.1:4222; several with commas between.
+            Credentials: in the URL, or NATS_TOKEN, NATS_USER and NATS_PASSWORD, NATS_CREDS,
+            NATS_NKEY in the environment.
+        context: The same, by the name of a context of the nats CLI.
+        creds: File of a user's credentials.
+        nkey: File with the seed of an nkey.
+        tlsca: File of the certificates to trust instead of the system's.
+        tlscert: File of our own certificate.
+        tlskey: File of its key.
+        tlsfirst: The TLS handshake comes before anything else.
+    """
+
+    nats: str | None = None
+    context: str | None = None
+    creds: Path | None = None
+    nkey: Path | None = None
+    tlsca: Path | None = None
+    tlscert: Path | None = None
+    tlskey: Path | None = None
+    tlsfirst: bool = False
+
+    def options(self) -> vecmq.NatsOptions | None:
+        """Put together where and who.
+
+        Returns:
+            NatsOptions; None: no server was named.
+
+        Raises:
+            UsageError: Two were named, or files without a server.
+            ConfigError: The context cannot be read.
+        """
+        given = {
+            "creds_path": self.creds,
+            "nkey_path": self.nkey,
+            "tls_ca_path": self.tlsca,
+            "tls_cert_path": self.tlscert,
+            "tls_key_path": self.tlskey,
+            "tls_first": self.tlsfirst or None,
+        }
+        files: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        if self.nats is not None and self.context is not None:
+            raise UsageError("--nats, --context: expected one of them, got both")
+        if self.context is not None:
+            return replace(vecmq.NatsOptions.from_context(self.context), **files)
+        if self.nats is not None:
+            return from_environment(vecmq.NatsOptions(self.nats, **files))
+        if files:
+            raise UsageError("--creds, --nkey, --tls...: need --nats or --context")
+        return None
+
+
+NO_SERVER: Final = Server()
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True)
 class Where:
     """Where messages are stored.
 
     Attributes:
         path: Directory of the queue and the embedded server; one process owns it at a time.
-        nats: URL of a NATS server, for example nats://127.0.0.1:4222. Credentials: in the URL, or
-            NATS_TOKEN, NATS_USER and NATS_PASSWORD, NATS_CREDS in the environment.
-        mode: Default: hybrid with --path, nats with --nats alone.
+        server: A NATS server of one's own instead of the embedded one.
+        mode: Default: hybrid with --path, nats with a server alone.
     """
 
     path: Path | None = None
-    nats: str | None = None
+    server: Server = NO_SERVER
     mode: Mode | None = None
 
     def open(self) -> vecmq.sync.Handle:
@@ -111,9 +170,9 @@ class Where:
             Error: As `vecmq.sync.open`.
         """
         mode = self.mode or ("nats" if self.path is None else "hybrid")
-        if self.path is None and (mode != "nats" or self.nats is None):
+        nats = self.server.options()
+        if self.path is None and (mode != "nats" or nats is None):
             raise UsageError("say where: --path DIR, or --nats URL")
-        nats = None if self.nats is None else nats_options(self.nats)
         return vecmq.sync.open(self.path, mode=mode, nats=nats)
 
     def open_or_attach(self) -> vecmq.sync.Handle | vecmq.sync.AttachedHandle:
@@ -135,27 +194,6 @@ class Where:
                 raise locked from None
             sys.stderr.write(f"{self.path} is open in another process: subscribing through it\n")
             return attached
-
-
-def nats_options(url: str) -> vecmq.NatsOptions:
-    """Take credentials out of the URL, else out of the environment (names of the nats CLI).
-
-    Args:
-        url: "nats://host:port", with credentials before the host or without.
-
-    Returns:
-        NatsOptions whose url holds no secret.
-    """
-    options = from_url(url)
-    if options.user or options.token:
-        return options
-    return replace(
-        options,
-        token=os.environ.get("NATS_TOKEN"),
-        user=os.environ.get("NATS_USER"),
-        password=os.environ.get("NATS_PASSWORD"),
-        creds_path=os.environ.get("NATS_CREDS"),
-    )
 
 
 ANYWHERE: Final = Where()

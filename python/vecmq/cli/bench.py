@@ -17,11 +17,11 @@ from vecmq.cli.base import (
     EXIT_INTERRUPTED,
     Codec,
     JsonFile,
+    Server,
     UsageError,
     app,
     data_console,
     examples,
-    nats_options,
     save,
     save_text,
 )
@@ -496,20 +496,29 @@ def _names(text: str) -> list[str]:
 
 
 def _server(run: Run) -> ServerSpec | None:
-    from vecmq._context import from_context
+    from vecmq._nats_options import check_nats
     from vecmq.bench.worker import ServerSpec
 
     if run.server is not None and run.context is not None:
         raise UsageError("--server, --context: expected one of them, got both")
-    if run.context is not None:
-        options = from_context(run.context)
-    elif run.server is not None:
-        options = nats_options(run.server)
-    else:
+    options = Server(nats=run.server, context=run.context).options()
+    if options is None:
         return None
-    keys = ("url", "token", "user", "password", "nkey_seed")
+    options = check_nats(options)
+    if options.nkey_path is not None:
+        seed = Path(options.nkey_path).read_text().strip()
+        options = replace(options, nkey_path=None, nkey_seed=seed)
+    keys = ("token", "user", "password", "nkey_seed")
     creds = str(options.creds_path) if options.creds_path else None
-    return ServerSpec(**{key: getattr(options, key) for key in keys}, creds_path=creds)
+    spec = ServerSpec(
+        ",".join(options.url), **{key: getattr(options, key) for key in keys}, creds_path=creds
+    )
+    # The peers' clients are given these alone.
+    carried: dict[str, Any] = dict.fromkeys((*keys, "creds_path"))
+    rest = replace(options, url="", connect_timeout_s=5.0, **carried)
+    if rest != vecmq.NatsOptions(url=""):
+        raise UsageError("a benchmark's server: expected token, user or .creds, and no TLS files")
+    return spec
 
 
 def _check_files(run: Run) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import numpy as np
 from cyclopts import Parameter
 
-from vecmq.cli.base import ANYWHERE, UsageError, Where, app, examples, print_line
+from vecmq.cli.base import ANYWHERE, Codec, UsageError, Where, app, examples, print_line
 
 if TYPE_CHECKING:
     from vecmq import Receipt
@@ -29,10 +29,12 @@ NAMES: Final = (
     "frames_count",
     "payload_bytes",
     "wire_bytes",
+    "codec",
+    "codec_why",
 )
 HEAD: Final = (
     f"{'route':<6}{'seq':>12}{'rows':>9}  {'level':<8}{'frames':>7}"
-    f"{'payload bytes':>15}{'wire bytes':>13}"
+    f"{'payload bytes':>15}{'wire bytes':>13}  codec"
 )
 
 
@@ -50,6 +52,8 @@ def pub(
     *,
     where: Where = ANYWHERE,
     rows: int | None = None,
+    codec: Codec = "raw",
+    codec_level: int | None = None,
     header: Annotated[tuple[str, ...], Parameter(show_default=False)] = (),
     json: bool = False,
 ) -> int:
@@ -62,6 +66,8 @@ def pub(
         file: Path, or - for stdin.
         where: Where messages are stored.
         rows: Publish every row of the array as a message of its own, in blocks of this many rows.
+        codec: Codec of the frames.
+        codec_level: Level of codec zstd, 1 to 19.
         header: KEY=VALUE; may be given several times.
         json: Print one JSON object a receipt.
     """
@@ -73,7 +79,7 @@ def pub(
         if not 1 <= rows <= ROWS_MAX:
             raise UsageError(f"--rows: expected 1 to {ROWS_MAX} rows a block, got {rows}")
     with where.open() as mq:
-        publisher = mq.publisher(topic)
+        publisher = mq.publisher(topic, codec=codec, codec_level=codec_level)
         if not json:
             print_line(HEAD)
         if rows is None:
@@ -115,4 +121,5 @@ def _print_receipt(receipt: Receipt, *, as_json: bool) -> None:
         print_line(
             f"{receipt.route:<6}{receipt.seq:>12}{receipt.rows_count:>9}  {receipt.level:<8}"
             f"{receipt.frames_count:>7}{receipt.payload_bytes:>15}{receipt.wire_bytes:>13}"
+            f"  {receipt.codec}"
         )

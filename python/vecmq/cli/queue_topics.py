@@ -12,17 +12,17 @@ from cyclopts import Parameter
 
 import vecmq
 import vecmq.sync
-from vecmq.cli.base import UsageError, examples, nats_options, print_line
+from vecmq.cli.base import NO_SERVER, Server, UsageError, examples, print_line
 from vecmq.cli.queue import queue
 from vecmq.errors import ConfigError
 
 __all__ = ["create", "delete", "groups", "purge", "retention", "seek", "topics"]
 
-TOPICS_HEAD: Final = (
+_TOPICS_HEAD: Final = (
     f"{'messages':>12}{'bytes':>16}{'file bytes':>14}{'first seq':>12}{'next seq':>12}"
     f"{'open':>6}{'groups':>8}  {'last published':<20}{'retention':<28}topic"
 )
-GROUPS_HEAD: Final = f"{'lag':>12}{'next seq':>12}{'done above':>12}  group"
+_GROUPS_HEAD: Final = f"{'lag':>12}{'next seq':>16}{'done above':>12}  group"
 
 
 @Parameter(name="*")
@@ -31,12 +31,12 @@ class Store:
     """How a directory is opened.
 
     Attributes:
-        nats: URL of the NATS server of a hybrid directory; default: its own embedded one.
-        mode: Default: hybrid where the directory has an embedded server's store, or with --nats;
+        server: The NATS server of a hybrid directory; default: its own embedded one.
+        mode: Default: hybrid where the directory has an embedded server's store, or with a server;
             else queue.
     """
 
-    nats: str | None = None
+    server: Server = NO_SERVER
     mode: Literal["hybrid", "queue"] | None = None
 
     def open(self, path: Path) -> vecmq.sync.Handle:
@@ -48,9 +48,9 @@ class Store:
         """
         if not (path / "queue").is_dir():
             raise UsageError(f"{path} is no directory of vecmq: it has no folder 'queue'")
-        has_stream = self.nats is not None or (path / "nats").is_dir()
+        nats = self.server.options()
+        has_stream = nats is not None or (path / "nats").is_dir()
         mode = self.mode or ("hybrid" if has_stream else "queue")
-        nats = None if self.nats is None else nats_options(self.nats)
         return vecmq.sync.open(path, mode=mode, nats=nats)
 
 
@@ -102,10 +102,7 @@ def topics(path: Path, *, store: Store = STORE, json: bool = False) -> int:
     """
     with store.open(path) as mq:
         infos = [mq.topic_info(name) for name in mq.topics()]
-    if not json:
-        print_line(TOPICS_HEAD)
-    for info in infos:
-        print_line(json_text.dumps(dataclasses.asdict(info)) if json else _topic_line(info))
+    print_topics(infos, json=json)
     return 0
 
 
@@ -121,11 +118,7 @@ def groups(path: Path, topic: str, *, store: Store = STORE, json: bool = False) 
     """
     with store.open(path) as mq:
         found = mq.groups(topic)
-    if not json:
-        print_line(GROUPS_HEAD)
-    for group in found:
-        line = f"{group.lag:>12}{group.next_seq:>12}{group.done_above:>12}  {group.name}"
-        print_line(json_text.dumps(dataclasses.asdict(group)) if json else line)
+    print_groups(found, json=json)
     return 0
 
 
@@ -181,7 +174,7 @@ def purge(path: Path, topic: str, *, sure: Sure = False, store: Store = STORE) -
         sure: Needed: nothing brings them back.
         store: How the directory is opened.
     """
-    _be_sure("purge", topic, sure=sure)
+    be_sure("purge", topic, sure=sure)
     with store.open(path) as mq:
         deleted = mq.purge_topic(topic)
     print_line(f"deleted {deleted.messages} messages, {deleted.size_bytes} bytes")
@@ -206,7 +199,7 @@ def delete(
         sure: Needed: nothing brings them back.
         store: How the directory is opened.
     """
-    _be_sure("delete", topic, sure=sure)
+    be_sure("delete", topic, sure=sure)
     with store.open(path) as mq:
         if group is None:
             mq.delete_topic(topic)
@@ -258,9 +251,35 @@ def _target(to: str) -> Any:
     return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
-def _be_sure(what: str, topic: str, *, sure: bool) -> None:
+def be_sure(what: str, topic: str, *, sure: bool) -> None:
+    """Refuse what was not meant.
+
+    Raises:
+        UsageError: Not sure.
+    """
     if not sure:
         raise UsageError(f"{what} {topic!r}: nothing brings it back; say --yes")
+
+
+def print_topics(infos: list[vecmq.TopicInfo], *, json: bool) -> None:
+    """Print a line a topic, as a table or in JSON."""
+    if not json:
+        print_line(_TOPICS_HEAD)
+    for info in infos:
+        print_line(json_text.dumps(dataclasses.asdict(info)) if json else _topic_line(info))
+
+
+def print_groups(found: list[vecmq.GroupInfo], *, json: bool) -> None:
+    """Print a line a subscription group, as a table or in JSON."""
+    if not json:
+        print_line(_GROUPS_HEAD)
+    for group in found:
+        print_line(json_text.dumps(dataclasses.asdict(group)) if json else _group_line(group))
+
+
+def _group_line(group: vecmq.GroupInfo) -> str:
+    above = "-" if group.done_above is None else group.done_above
+    return f"{group.lag:>12}{group.next_seq:>16}{above:>12}  {group.name}"
 
 
 def _topic_line(info: vecmq.TopicInfo) -> str:

@@ -30,7 +30,7 @@ class DemoOptions:
 
     path: Path | None = None
     is_resume: bool = False
-    codec: Literal["raw", "zstd1", "planes"] = "raw"
+    codec: Literal["auto", "raw", "zstd", "planes", "pk3", "lz4"] = "raw"
     limit: int | None = None
     seed: int | None = None
 

@@ -299,8 +299,8 @@ impl RemoteReader {
     /// Makes messages of the next run; false: none has come.
     fn unpack(&mut self) -> Result<bool> {
         let Some((run, came)) = self.link.0.lock().runs.pop_front() else { return Ok(false) };
-        let block = run.into_block(Acker::Remote(Arc::clone(&self.link)))?;
-        let mut unpacking = Unpacking::new(&self.topic, block)?;
+        let (block, gathered) = run.into_block(Acker::Remote(Arc::clone(&self.link)))?;
+        let mut unpacking = Unpacking::new(&self.topic, block, gathered)?;
         while let Some(message) = unpacking.next() {
             self.ready.push_back((message, came));
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::error::Result;
-use crate::frame::{Headers, Incoming, Layout, MessageId, ProducerId};
+use crate::frame::{Gathered, Headers, Incoming, Layout, MessageId, ProducerId};
 use crate::hybrid::acks::Acker;
 use crate::hybrid::attach::wire::{Input, Output, damaged};
 use crate::hybrid::subscribe::{Block, Message};
@@ -38,27 +38,27 @@ pub(super) struct Run {
 
 impl Run {
     /// Puts messages that are rows of one block together.
-    pub(super) fn gather(messages: &[Message]) -> Vec<Self> {
+    pub(super) fn gather(messages: &[Message]) -> Result<Vec<Self>> {
         let mut runs: Vec<Self> = Vec::new();
         let mut first: Option<&Message> = None;
         for message in messages {
             if let (Some(run), Some(first)) = (runs.last_mut(), first)
                 && run.is_followed_by(message)
                 && let Some(payload) = first.payloads_from_here(run.rows as usize + 1)
-                && payload.slice_ref_end() == message.payload.slice_ref_end()
+                && payload.slice_ref_end() == message.payload()?.slice_ref_end()
             {
                 run.rows += 1;
                 run.payload = payload;
                 continue;
             }
             first = Some(message);
-            runs.push(Self::single(message));
+            runs.push(Self::single(message)?);
         }
-        runs
+        Ok(runs)
     }
 
-    fn single(message: &Message) -> Self {
-        Self {
+    fn single(message: &Message) -> Result<Self> {
+        Ok(Self {
             first_seq: message.seq,
             rows: 1,
             deliveries: message.deliveries,
@@ -67,8 +67,8 @@ impl Run {
             id: message.id,
             layout: message.layout.clone(),
             headers: Arc::clone(&message.headers),
-            payload: message.payload.clone(),
-        }
+            payload: message.payload()?.clone(),
+        })
     }
 
     fn is_followed_by(&self, message: &Message) -> bool {
@@ -133,7 +133,7 @@ impl Run {
     }
 
     /// The block that the messages of this run are handed out from.
-    pub(super) fn into_block(self, acker: Acker) -> Result<Block> {
+    pub(super) fn into_block(self, acker: Acker) -> Result<(Block, Gathered)> {
         let layout = match self.layout.as_deref() {
             Some(row) if self.rows > 1 => {
                 let mut shape = vec![u64::from(self.rows)];
@@ -151,7 +151,7 @@ impl Run {
         };
         let (route, headers, deliveries) = (self.route, self.headers, self.deliveries);
         let first_seq = self.first_seq;
-        Ok(Block { first_seq, seq_step: 1, route, incoming, headers, acker, deliveries })
+        Ok((Block { first_seq, route, headers, acker, deliveries }, incoming.into()))
     }
 }
 

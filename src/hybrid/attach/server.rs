@@ -177,7 +177,7 @@ fn converse(hub: &Hub, peer: &Arc<Peer>) -> Result<()> {
     while let Some(received) = peer.receive(0, None)? {
         let answer = match Request::decode(received.kind, &received.meta)? {
             Request::Topics => hub.topics().map(Reply::Topics),
-            Request::Groups { topic } => hub.groups(&topic).map(Reply::Groups),
+            Request::Groups { topic } => hub.log_groups(&topic).map(Reply::Groups),
             Request::TopicInfo { topic } => {
                 hub.topic_info(&topic).map(|answer| Reply::TopicInfo(Box::new(answer)))
             }

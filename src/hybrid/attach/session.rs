@@ -16,7 +16,7 @@ use crate::hybrid::attach::socket::Peer;
 use crate::hybrid::attach::wire::{About, Joining, MESSAGES, Reply, Request};
 use crate::hybrid::hub::Hub;
 use crate::hybrid::options::SubscribeOptions;
-use crate::hybrid::subscribe::{Message, Subscriber};
+use crate::hybrid::subscribe::Subscriber;
 
 /// A wish that is not repeated for so long is dropped: its caller has given up.
 pub(super) const WANT_LASTS: Duration = Duration::from_secs(2);
@@ -168,18 +168,20 @@ impl Session {
             };
             let (taken, next_look, generation) = {
                 let mut subscriber = self.subscriber();
-                let taken = subscriber.poll(count.clamp(1, MESSAGES_MAX) as usize, &waker);
+                let count = count.clamp(1, MESSAGES_MAX) as usize;
+                let taken = subscriber.poll(count, &waker, false);
+                let taken = taken.and_then(|messages| Run::gather(&messages));
                 let wanted = self.wanted();
                 (taken, subscriber.next_look(), wanted.generation)
             };
             match taken {
-                Ok(messages) if messages.is_empty() => {
+                Ok(runs) if runs.is_empty() => {
                     let end = next_look.map_or(until, |look| look.min(until));
                     thread::park_timeout(end.saturating_duration_since(Instant::now()));
                 }
-                Ok(messages) => {
+                Ok(runs) => {
                     self.answered(id);
-                    if self.send_messages(&messages, generation).is_err() {
+                    if self.send_runs(&runs, generation).is_err() {
                         // The thread that reads sees the end too, after what was written before it.
                         return;
                     }
@@ -200,9 +202,8 @@ impl Session {
         wanted.open = wanted.open.filter(|(open, ..)| *open != id);
     }
 
-    fn send_messages(&self, messages: &[Message], generation: u32) -> std::io::Result<()> {
-        let gathered = Run::gather(messages);
-        let replies = runs::replies(&gathered);
+    fn send_runs(&self, runs: &[Run], generation: u32) -> std::io::Result<()> {
+        let replies = runs::replies(runs);
         let count = replies.len();
         for (place, reply) in replies.into_iter().enumerate() {
             let meta = runs::encode(generation, place + 1 == count, reply);

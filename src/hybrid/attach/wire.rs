@@ -371,7 +371,7 @@ fn topic_info(input: &mut Input<'_>) -> Result<TopicAnswer> {
 }
 
 /// Kinds by their number on the socket; `Rejected` carries its code beside it.
-const KINDS: [ErrorKind; 20] = [
+const KINDS: [ErrorKind; 21] = [
     ErrorKind::Config,
     ErrorKind::InvalidName,
     ErrorKind::InvalidHeaders,
@@ -392,6 +392,7 @@ const KINDS: [ErrorKind; 20] = [
     ErrorKind::PublishUnknown,
     ErrorKind::Closed,
     ErrorKind::Forked,
+    ErrorKind::Denied,
 ];
 
 fn kind_number(kind: ErrorKind) -> u8 {

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::operation::Operation;
-use crate::spec::Spec;
+use crate::spec::{Spec, Workload};
 
 /// Whatever went wrong; it becomes an answer.
 type Failure = Box<dyn Error + Send + Sync>;
@@ -39,6 +39,9 @@ fn serve(stdin: &mut StdinLock<'_>) -> Result<(), Failure> {
     let mut line = String::new();
     stdin.read_line(&mut line)?;
     let spec = Spec::parse(&line)?;
+    if spec.workload == Workload::Core {
+        return Err("expected workload pubsub, publish or latency, got core".into());
+    }
     // Its threads go on while this one waits for a line, so that the server's pings are answered.
     let runtime = Builder::new_multi_thread().enable_all().build()?;
     let publishing = runtime.block_on(connect(&spec))?;

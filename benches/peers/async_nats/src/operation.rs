@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use async_nats::jetstream::context::PublishAckFuture;
 use async_nats::jetstream::{self, Context, consumer, stream};
 use futures_util::StreamExt;
+use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
 use tokio::time::timeout;
@@ -80,6 +81,7 @@ impl Operation {
             rate_per_s: spec.rate_per_s,
         };
         let started = Instant::now();
+        let cpu_s = process_cpu_s();
         // A thread of its own: at a rate it sleeps more exactly than tokio's timers do.
         let handle = Handle::current();
         let thread = thread::spawn(move || handle.block_on(publisher.run(started)));
@@ -89,6 +91,7 @@ impl Operation {
         }
         let joined = tokio::task::spawn_blocking(move || thread.join()).await?;
         let acknowledged = joined.map_err(|_| "the publisher panicked")??;
+        let published_cpu_s = process_cpu_s();
         if !is_concurrent {
             self.receive(&mut checker, batch, started).await?;
         }
@@ -97,8 +100,12 @@ impl Operation {
             "seconds": end.duration_since(started).as_secs_f64(),
             "published_s": acknowledged.duration_since(started).as_secs_f64(),
             "verify_s": if is_concurrent { checker.verify.as_secs_f64() } else { 0.0 },
+            "verify_cpu_s": checker.verify.as_secs_f64(),
             "levels": ["stored"],
             "wire_bytes": null,
+            // Of the two together where they overlap.
+            "publish_cpu_s": published_cpu_s - cpu_s,
+            "receive_cpu_s": process_cpu_s() - published_cpu_s,
             "received_count": checker.received,
             "lost_count": checker.missing,
             "duplicate_count": checker.duplicates,
@@ -179,6 +186,11 @@ impl Publisher {
         }
         Ok(Instant::now())
     }
+}
+
+fn process_cpu_s() -> f64 {
+    let spent = clock_gettime(ClockId::ProcessCPUTime);
+    spent.tv_sec as f64 + spent.tv_nsec as f64 / 1e9
 }
 
 /// Blocks this thread, which is the publisher's own.

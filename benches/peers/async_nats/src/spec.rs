@@ -18,6 +18,8 @@ pub(crate) enum Workload {
     Publish,
     /// Publish at a rate and receive.
     Latency,
+    /// Publish and receive, nothing stored.
+    Core,
 }
 
 /// What the worker is to do.
@@ -45,8 +47,9 @@ impl Spec {
             Some("pubsub") => Workload::PubSub,
             Some("publish") => Workload::Publish,
             Some("latency") => Workload::Latency,
+            Some("core") => Workload::Core,
             other => {
-                let wanted = "expected workload pubsub, publish or latency";
+                let wanted = "expected workload pubsub, publish, latency or core";
                 return Err(format!("{wanted}, got {other:?}").into());
             }
         };

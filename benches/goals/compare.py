@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
-from vecmq.bench.contender import Contender, find_peers, find_routes
+from vecmq.bench.contender import Contender, find_peers
 from vecmq.bench.process import BenchError, Worker
 from vecmq.bench.runner import FAULTS
 from vecmq.bench.worker import Kind, Spec
 
-HERE: Final = Path(__file__).parent
 Sample = dict[str, Any]
 
 
 class Missing(Exception):  # noqa: N818, it is no failure
-    """A peer is not built."""
+    """A row cannot be measured here; the message stands in its place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +81,15 @@ class Context:
         directory: For stores; each group makes its own below.
         scale: Share of the messages.
         rounds: Counted rounds.
+        numbers: Of operations; none comes twice, so that no two share a topic.
+        samples: Everything that was measured, by the side's name.
     """
 
     directory: Path
     scale: float
     rounds: int
+    numbers: Iterator[int] = field(default_factory=itertools.count)
+    samples: dict[str, list[Sample]] = field(default_factory=dict)
 
     def count(self, full: int, least: int = 64) -> int:
         """Says how many messages an operation has.
@@ -98,6 +102,19 @@ class Context:
             Messages.
         """
         return max(least, round(full * self.scale))
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Rows that are measured together.
+
+    Attributes:
+        names: Of the rows.
+        measure: Measures them.
+    """
+
+    names: tuple[str, ...]
+    measure: Callable[[Any], dict[str, Figure]]
 
 
 @dataclass(slots=True)
@@ -155,27 +172,6 @@ class Member:
         return float(statistics.median(sample[key] for sample in self.samples))
 
 
-def queue() -> Contender:
-    """Gives vecmq's own worker of docs/bench-workers.md.
-
-    Returns:
-        The route "queue".
-    """
-    return find_routes(["queue"])[0]
-
-
-def own(kind: str) -> Contender:
-    """Gives a worker of `ours.py`.
-
-    Args:
-        kind: What an operation is.
-
-    Returns:
-        A contender.
-    """
-    return Contender(kind, (sys.executable, str(HERE / "ours.py")))
-
-
 def peer(name: str) -> Contender:
     """Finds a peer.
 
@@ -192,25 +188,6 @@ def peer(name: str) -> Contender:
     if found.missing is not None:
         raise Missing("not measured: run make peers")
     return found
-
-
-def rocksdict(kind: str) -> Contender:
-    """Gives a worker of `peer_put.py`, in the environment of the peer rocksdict.
-
-    Args:
-        kind: "put" or "durable".
-
-    Returns:
-        A contender.
-
-    Raises:
-        Missing: The peer is not built.
-    """
-    python, worker = peer("rocksdict").command
-    # The script's own modules are those of `make peers`.
-    code = f"import runpy, sys; sys.path.insert(0, {str(Path(worker).parent)!r}); "
-    code += f"runpy.run_path({str(HERE / 'peer_put.py')!r}, run_name='__main__')"
-    return Contender(kind, (python, "-c", code))
 
 
 def interleave(context: Context, members: Sequence[Member], rounds: int | None = None) -> None:
@@ -232,13 +209,15 @@ def interleave(context: Context, members: Sequence[Member], rounds: int | None =
         ]
         for number in range(1 + (rounds or context.rounds)):
             for member, worker in zip(members, workers, strict=True):
-                sample = worker.run(number)
+                sample = worker.run(next(context.numbers))
                 if any(sample.get(fault) for fault in FAULTS):
                     counts = {fault: sample.get(fault) for fault in FAULTS}
                     raise BenchError(f"{member.name}: {counts}")
                 progress(f"{member.name} {number}: {sample['seconds']:.3f} s")
                 if number > 0:
                     member.samples.append(sample)
+                    kept = {key: value for key, value in sample.items() if key != "points"}
+                    context.samples.setdefault(member.name, []).append(kept)
 
 
 def ratio(mine: Member, theirs: Member, key: str = "seconds") -> Figure:
@@ -253,7 +232,7 @@ def ratio(mine: Member, theirs: Member, key: str = "seconds") -> Figure:
         The median of the rounds' ratios.
     """
     both = zip(mine.samples, theirs.samples, strict=True)
-    value = statistics.median(a[key] / b[key] for a, b in both)
+    value = float(statistics.median(a[key] / b[key] for a, b in both))
     unit, scale = ("us", 1e3) if key.endswith("_ns") else ("s", 1)
     taken = [f"{digits(side.median(key) / scale)}" for side in (mine, theirs)]
     return Figure(value, f"{taken[0]} against {taken[1]} {unit}")
