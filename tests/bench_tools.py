@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import nats
+import psutil
 from rich.console import Console
 
 from vecmq.bench import (
@@ -87,6 +88,18 @@ def row_of(
 def result_of(rows: list[runner.Row], **values: Any) -> runner.Result:
     plan = plan_of(Path(), table1.cases(), contender.ROUTES, **values)
     return runner.Result(plan, machine.facts(Path.cwd()), LIMITS, rows)
+
+
+def is_running(process: psutil.Process) -> bool:
+    """A process that has ended may stay as a zombie until somebody asks for its exit code."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def running_children() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children(recursive=True) if is_running(child)]
 
 
 def streams(server: EmbeddedServer) -> list[str]:

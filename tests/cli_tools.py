@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -42,7 +43,13 @@ class Command:
     def __call__(self, *tokens: object, stdin: bytes = b"") -> Outcome:
         self._patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         self._capture.readouterr()
-        code = main([str(token) for token in tokens])
+        log = logging.getLogger("vecmq")
+        level = log.level
+        try:
+            code = main([str(token) for token in tokens])
+        finally:
+            # --debug would go on in the tests that come after this one.
+            log.setLevel(level)
         printed = self._capture.readouterr()
         return Outcome(code, printed.out, printed.err)
 
@@ -62,5 +69,5 @@ def start(*tokens: object, **environment: str) -> subprocess.Popen[str]:
 def run(*tokens: object, **environment: str) -> Outcome:
     """Run a command as a process of its own."""
     with start(*tokens, **environment) as process:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=100)
     return Outcome(process.returncode, out, err)

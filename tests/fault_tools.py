@@ -21,17 +21,17 @@ def times(default: int) -> int:
 class Child:
     """A process that runs a script; its stdout is read to the end by `finish`."""
 
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[bytes]
 
     def line(self) -> str:
         """Read one line of its stdout."""
         assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
+        return self.process.stdout.readline().decode().strip()
 
     def finish(self, timeout_s: float = 30) -> tuple[int, str, str]:
         """Wait for its end; give its exit code, stdout and stderr."""
         out, err = self.process.communicate(timeout=timeout_s)
-        return self.process.returncode, out, err
+        return self.process.returncode, out.decode(), err.decode()
 
 
 def start(script: str, *arguments: str | Path) -> Child:
@@ -40,7 +40,8 @@ def start(script: str, *arguments: str | Path) -> Child:
         [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
+        # What `line` read ahead would be lost to `finish`, and a line in it cut in two.
+        bufsize=0,
     )
     return Child(process)
 

@@ -2,8 +2,9 @@
 //! queue refuses it, reads it with an error, or says what it dropped; nothing is lost in silence.
 //!
 //! `VECMQ_DAMAGE` multiplies the positions that are tried (default 1). `VECMQ_DAMAGE_WAIT_MS` is
-//! how long the process lives after its last append (default 50): with 0 the test of the
-//! write-ahead log's end measures what the mark does not know yet.
+//! how long the process lives once its last append is noted (default 50): with 0 it is killed right
+//! after the append, and the test of the write-ahead log's end measures what the mark does not know
+//! yet.
 
 #![cfg(feature = "queue")]
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
@@ -13,7 +14,7 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vecmq::ErrorKind;
 use vecmq::queue::{Queue, QueueOptions, Retention, Topic, check};
@@ -71,10 +72,55 @@ fn killed_after(path: &Path, records: u64) {
     let mut done = [0];
     child.stderr.take().unwrap().read_exact(&mut done).unwrap();
     // What was acknowledged longer ago than 10 ms is noted.
-    let wait_ms = std::env::var("VECMQ_DAMAGE_WAIT_MS").map_or(50, |ms| ms.parse().unwrap());
+    let wait_ms: u64 = std::env::var("VECMQ_DAMAGE_WAIT_MS").map_or(50, |ms| ms.parse().unwrap());
+    let deadline = Instant::now() + Duration::from_mins(1);
+    while wait_ms > 0 && !is_noted(path) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(5));
+    }
     std::thread::sleep(Duration::from_millis(wait_ms));
     child.kill().unwrap();
     child.wait().unwrap();
+}
+
+/// Whether mark and manifest have what was written. A busy machine writes the mark later than it
+/// should; the manifest has a closed log once a flush has synced it, which takes a slow disk long.
+fn is_noted(path: &Path) -> bool {
+    let mut logs = logs(path);
+    let Some((number, bytes)) = logs.pop() else { return false };
+    // The newest log and its size: the layout is in `src/queue/mark.rs`.
+    let newest = [number.to_le_bytes(), bytes.to_le_bytes()].concat();
+    let mark = std::fs::read(path.join("MARK")).unwrap_or_default();
+    let name = std::fs::read_to_string(path.join("CURRENT")).unwrap_or_default();
+    let manifest = std::fs::read(path.join(name.trim())).unwrap_or_default();
+    mark.get(49..65) == Some(newest.as_slice())
+        && logs.into_iter().all(|(number, bytes)| {
+            // `RocksDB` writes a log as its number, tag 2 and its size, tag 1.
+            let entry = [varint(number), vec![2], varint(bytes), vec![1]].concat();
+            bytes == 0 || manifest.windows(entry.len()).any(|found| found == entry)
+        })
+}
+
+/// Numbers and sizes of the write-ahead logs, in order.
+fn logs(path: &Path) -> Vec<(u64, u64)> {
+    let files = std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path());
+    let log = |file: PathBuf| {
+        let number =
+            file.to_str()?.strip_suffix(".log")?.rsplit('/').next()?.parse::<u64>().ok()?;
+        Some((number, std::fs::metadata(&file).ok()?.len()))
+    };
+    let mut logs: Vec<(u64, u64)> = files.filter_map(log).collect();
+    logs.sort_unstable();
+    logs
+}
+
+fn varint(mut number: u64) -> Vec<u8> {
+    let mut out = Vec::new();
+    while number >= 128 {
+        out.push(u8::try_from(number % 128).unwrap() | 128);
+        number /= 128;
+    }
+    out.push(u8::try_from(number).unwrap());
+    out
 }
 
 fn copy(from: &Path, to: &Path) {

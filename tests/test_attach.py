@@ -14,6 +14,7 @@ import pytest
 import vecmq
 import vecmq.sync
 from attach_tools import ATTACH, Process
+from cluster_tools import wait_for
 from subscriber_tools import LONG_S, fetch_all
 from vecmq.cli import main
 
@@ -45,6 +46,10 @@ def facts(message: vecmq.Message) -> tuple[object, ...]:
     )
 
 
+def lags(handle: vecmq.sync.Handle | vecmq.sync.AttachedHandle) -> dict[str, int]:
+    return {info.name: info.lag for info in handle.groups("t")}
+
+
 def test_messages_are_the_same_as_in_the_owner(owner: vecmq.sync.Handle) -> None:
     publisher = owner.publisher("t")
     payloads: list[object] = [b"", b"x", np.float32(3), np.arange(6).reshape(2, 3), b"y" * 5000]
@@ -61,7 +66,9 @@ def test_messages_are_the_same_as_in_the_owner(owner: vecmq.sync.Handle) -> None
         there = fetch_all(attached.subscribe("t", "there"), count)
         assert [facts(message) for message in there] == [facts(message) for message in here]
         vecmq.Batch(there).ack()
-        assert {info.name: info.lag for info in attached.groups("t")}["here"] == count
+        # Nobody says when the owner has read the acks.
+        wait_for(lambda: lags(attached)["there"] == 0)
+        assert lags(attached)["here"] == count
         assert attached.topics() == owner.topics()
         assert attached.topic_info("t") == owner.topic_info("t")
 
@@ -111,28 +118,35 @@ def test_two_processes_compete_and_get_every_message_once(owner: vecmq.sync.Hand
 s = mq.subscribe('t', 'g')
 """
         assert one.run(code) is two.run(code) is None
-        work = """
+        # Neither goes on before the other has got something.
+        begin = "got = s.fetch(7, timeout_s=60); got.ack(); out = [m.seq for m in got]"
+        one.tell(begin)
+        two.tell(begin)
+        publisher = owner.publisher("t")
+        publisher.publish_many([b"%d" % n for n in range(100)])
+        mine, yours = one.answer(), two.answer()
+        over = owner.path / "over"
+        work = f"""
 out = []
-while True:
-    batch = s.fetch(7, timeout_s=2)
-    if not batch:
-        break
+while not os.path.exists({str(over)!r}):
+    batch = s.fetch(7, timeout_s=0.2)
     batch.ack()
     out += [m.seq for m in batch]
 """
         one.tell(work)
         two.tell(work)
-        publisher = owner.publisher("t")
-        for start in range(0, total, 100):
+        for start in range(100, total, 100):
             publisher.publish_many([b"%d" % n for n in range(start, start + 100)])
-        mine, yours = one.answer(), two.answer()
+        wait_for(lambda: lags(owner)["g"] == 0)
+        over.touch()
+        mine += one.answer()
+        yours += two.answer()
         assert sorted(mine + yours) == list(range(1, total + 1))
         assert mine == sorted(mine)
         assert yours == sorted(yours)
         assert mine
         assert yours
         print(f"competing: {len(mine)} + {len(yours)}, lost 0, duplicated 0")
-        assert owner.groups("t")[0].lag == 0
 
 
 def test_nak_in_progress_seek_and_ack_through(owner: vecmq.sync.Handle) -> None:
@@ -168,10 +182,11 @@ def test_ack_wait_and_max_deliver(owner: vecmq.sync.Handle) -> None:
     owner.publisher("t").publish(b"poison", {"k": "v"})
     assert owner.path is not None
     with vecmq.sync.attach(owner.path) as attached:
-        subscriber = attached.subscribe("t", "g", ack_wait_s=0.1, max_deliver=2)
+        # Less, and a message may be due again before a slow machine has handed it out.
+        subscriber = attached.subscribe("t", "g", ack_wait_s=0.5, max_deliver=2)
         counts = [fetch_all(subscriber, 1)[0].deliveries for _ in range(2)]
         assert counts == [1, 2]
-        assert not subscriber.fetch(1, timeout_s=1)
+        assert not subscriber.fetch(1, timeout_s=1.5)
         (dead,) = fetch_all(attached.subscribe("t-dead", "g"), 1)
         assert bytes(dead.payload) == b"poison"
         assert dead.headers["Dead-Letter-Seq"] == "1"
@@ -281,9 +296,10 @@ def test_vecmq_sub_attaches_to_the_owner(
     with vecmq.sync.open(tmp_path, "hybrid") as mq:
         mq.publisher("t").publish_many([b"one", b"two"])
         tokens = ["sub", "t", "--group", "g", "--path", str(tmp_path), "--count", "2", "--json"]
-        assert main(tokens) == 0
+        assert main([*tokens, "--timeout-s", "20"]) == 0
         printed = capsys.readouterr()
         assert len(printed.out.splitlines()) == 2
         assert printed.err
+        # The acks are in the socket when the command ends; the owner reads them.
         with vecmq.sync.attach(tmp_path) as attached:
-            assert attached.groups("t")[0].lag == 0
+            wait_for(lambda: lags(attached)["g"] == 0)

@@ -18,6 +18,7 @@ import cli_tools
 import vecmq
 import vecmq.sync
 from bench_tools import (
+    is_running,
     result_of,
     row_of,
     streams,
@@ -214,7 +215,7 @@ def test_workers_end_with_their_parent(tmp_path: Path) -> None:
     process.communicate()
     assert len(children) >= 3
     deadline = time.monotonic() + 30
-    while any(child.is_running() for child in children):
+    while any(is_running(child) for child in children):
         assert time.monotonic() < deadline, children
         time.sleep(0.05)
     # The stores are gone; what the parent made for them is empty.

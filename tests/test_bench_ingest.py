@@ -15,11 +15,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 from rich.console import Console
 
 import vecmq.sync
+from bench_tools import running_children
 from vecmq.bench import ingest, ingest_worker
 from vecmq.bench.process import BenchError, Worker
 from vecmq.errors import ConfigError, PublishUnknownError
@@ -248,11 +248,7 @@ def shown(result: ingest.IngestResult, width: int = 120) -> str:
 
 def assert_nothing_is_left(directory: Path) -> None:
     assert not list(directory.iterdir())
-    assert not [
-        child
-        for child in psutil.Process().children(recursive=True)
-        if child.status() != psutil.STATUS_ZOMBIE
-    ]
+    assert not running_children()
 
 
 def test_ctrl_c_keeps_what_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -276,7 +276,7 @@ def test_a_denied_subscription_is_an_error_of_the_subscriber(tmp_path: Path, sub
 
             def receive() -> None:
                 with mq.subscribe("t", "g") as subscriber:
-                    subscriber.fetch(timeout_s=TIMEOUT_S)
+                    subscriber.fetch(timeout_s=SLACK_S)
 
             refused(vecmq.DeniedError, receive)
 
@@ -299,7 +299,9 @@ def test_exchanged_credentials(tmp_path: Path) -> None:
                     except vecmq.Error as error:
                         kinds.add(type(error))
                         raise
-            assert kinds <= {vecmq.NotConnectedError, vecmq.PublishUnknownError}
+            # Not sent in its second: the server's answer to the next connection was late.
+            early = {vecmq.PublishUnknownError, vecmq.TimeoutError}
+            assert kinds <= {vecmq.NotConnectedError, *early}
             refused(vecmq.NotConnectedError, lambda: publisher.publish(b"3"))
             server.reload(TOKEN)
             wait_until(lambda: _publishes(publisher))

@@ -315,7 +315,7 @@ def test_ctrl_c_prints_what_is_finished_and_resume_goes_on(
     process = cli_tools.start("demo", "--path", tmp_path)
     wait_for_receipts(tmp_path, 1)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=40)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "interrupted" in out
     assert "Traceback" not in err
@@ -332,7 +332,7 @@ def receipts_count(directory: Path) -> int:
 
 
 def wait_for_receipts(directory: Path, count: int) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while receipts_count(directory) < count:
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.001)

@@ -52,8 +52,11 @@ def payload(number):
     out[0] = number
     return out
 
+told = []
+
 def tell(number):
     os.write(1, f"{number}\\n".encode())
+    told.append(number)
 
 def leave():
     if way == "exit":
@@ -89,6 +92,8 @@ else:
     for thread in threads:
         thread.start()
     time.sleep(0.05)
+    while not told:
+        time.sleep(0.001)
     leave()
 """
 CODES = {"return": 0, "exit": 7, "raise": 1, "_exit": 9}

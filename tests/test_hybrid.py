@@ -17,10 +17,9 @@ import pytest
 
 import vecmq
 import vecmq.sync
+from server_tools import pause, wait_until
 from vecmq._options import Mode
 from vecmq.server import EmbeddedServer
-
-from server_tools import pause
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -236,6 +235,19 @@ async def test_a_small_publish_needs_no_turn_of_the_loop(tmp_path: Path) -> None
         assert done.value.value.route == "queue"
 
 
+async def test_a_fetch_that_waits_is_woken_by_every_large_message(tmp_path: Path) -> None:
+    """Where a message was settled between a reader's look and its registration, nobody woke it."""
+    count = 2000
+    async with vecmq.open(tmp_path / "mq", threshold_bytes=KIB) as mq:
+        publisher, subscriber = mq.publisher("t"), mq.subscribe("t", group="g")
+        for number in range(count):
+            fetching = asyncio.create_task(subscriber.fetch(timeout_s=20))
+            for _ in range(number % 7):
+                await asyncio.sleep(0)
+            await publisher.publish(bytes(4 * KIB))
+            assert await fetching, f"message {number} of {count} woke nobody"
+
+
 async def test_closing_ends_the_iteration(tmp_path: Path) -> None:
     async with vecmq.open(tmp_path / "mq", mode="queue") as mq:
         subscriber = mq.subscribe("t", group="g")
@@ -301,20 +313,29 @@ def test_a_message_larger_than_the_window(tmp_path: Path) -> None:
         assert bytes(mq.subscribe("t", "g").fetch(timeout_s=20)[0].payload) == body
 
 
+def next_pid(server: EmbeddedServer, before: int) -> int:
+    """The server's process; one that was killed may still be taken for running."""
+    wait_until(lambda: server.pid not in (None, before))
+    assert server.pid is not None
+    return server.pid
+
+
 def test_a_killed_server_is_started_again_and_loses_nothing(tmp_path: Path) -> None:
     """kill -9 of the embedded server while publishes are in flight, three times."""
     with vecmq.sync.open(tmp_path / "mq", threshold_bytes=16 * KIB) as mq:
         publisher, subscriber = mq.publisher("t"), mq.subscribe("t", group="g")
         sent: list[bytes] = []
         receipts: list[vecmq.Receipt] = []
+        assert mq.server is not None
+        pid = 0
         for round_ in range(3):
             bodies = [
                 payload((100, 200 * KIB, 2 * MIB)[n % 3], 100 * round_ + n) for n in range(30)
             ]
             sent += bodies
-            assert mq.server is not None
-            assert mq.server.pid is not None
-            killer = threading.Timer(0.01 * round_, os.kill, (mq.server.pid, signal.SIGKILL))
+            # The last kill may have come when everything was acknowledged.
+            pid = next_pid(mq.server, pid)
+            killer = threading.Timer(0.01 * round_, os.kill, (pid, signal.SIGKILL))
             killer.start()
             receipts += publisher.publish_many(bodies)
             killer.join()
@@ -323,7 +344,6 @@ def test_a_killed_server_is_started_again_and_loses_nothing(tmp_path: Path) -> N
             received += subscriber.fetch(timeout_s=30) or pytest.fail("a message is missing")
         assert [bytes(message.payload) for message in received] == sent
         assert [message.id for message in received] == [receipt.id for receipt in receipts]
-        assert mq.server is not None
         assert mq.server.restarts_count >= 1
 
 
@@ -365,8 +385,9 @@ def test_a_publish_without_a_server_is_unknown_and_resolved_later(tmp_path: Path
             received: list[vecmq.Message] = []
             while not received or received[-1].seq != small.seq:
                 received += subscriber.fetch(timeout_s=20) or pytest.fail("a message is missing")
-            # The unknown one was stored or was not: it comes whole, or is stepped over and counted.
-            assert len(received) == 3 - mq.stats()["aborted"]
+            # The unknown one was stored or was not: it comes whole, or is stepped over and counted
+            # (a moment after readers may step over it).
+            wait_until(lambda: len(received) == 3 - mq.stats()["aborted"])
             assert bytes(received[0].payload) == payload(MIB, 1)
             assert mq.stats()["unknown"] == 1
 
@@ -447,7 +468,7 @@ def test_kill_9_loses_nothing_acknowledged(tmp_path: Path) -> None:
     with vecmq.sync.open(path, threshold_bytes=16 * KIB) as mq:
         subscriber = mq.subscribe("t", group="audit")
         seen: dict[int, vecmq.Message] = {}
-        while batch := subscriber.fetch(timeout_s=3):
+        while batch := subscriber.fetch(timeout_s=3 if seen.keys() >= acked.keys() else 20):
             for message in batch:
                 assert message.seq not in seen
                 seen[message.seq] = message

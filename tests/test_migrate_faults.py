@@ -148,7 +148,7 @@ migrate.WINDOW_MSGS = 1
 def say(*what):
     print(*what, flush=True)
     # Slow enough that a kill comes near the line that it is meant for.
-    time.sleep(0.001)
+    time.sleep(float(sys.argv[3]))
 migrate.import_rocksmq(sys.argv[1], sys.argv[2], progress=say)
 say("done")
 """
@@ -157,7 +157,7 @@ COPY_COMMAND = [sys.executable, "-W", "ignore", "-c", COPY]
 
 def killed_after(lines: int, source: Path, into: Path) -> str | None:
     """Imports, killed after so many lines of progress; gives the last line of one that ended."""
-    command = [*COPY_COMMAND, str(source), str(into)]
+    command = [*COPY_COMMAND, str(source), str(into), "0.003"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         last = ""
@@ -241,7 +241,8 @@ def test_the_command_is_killed_and_goes_on(source: Path, into: Path) -> None:
 
 
 def test_ctrl_c_ends_an_import_and_loses_nothing(source: Path, into: Path) -> None:
-    command = [*COPY_COMMAND, str(source), str(into)]
+    # 58 messages: the signal has more than a second before the last one.
+    command = [*COPY_COMMAND, str(source), str(into), "0.03"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:

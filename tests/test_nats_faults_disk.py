@@ -75,7 +75,7 @@ async def test_a_full_disk_is_named_and_loses_nothing(
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_the_embedded_server_takes_messages_again_when_its_disk_has_room(
-    small_disk: Path, mode: Mode
+    small_disk: Path, mode: Mode, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Another program fills the disk, and frees it again; nobody does anything about the server."""
     grow(small_disk)
@@ -89,8 +89,11 @@ async def test_the_embedded_server_takes_messages_again_when_its_disk_has_room(
         errors = await publish_windowed(publisher, range(10, 20), ledger, window=4, timeout_s=4)
         assert {type(error) for error in errors} <= {vecmq.StorageError, vecmq.RejectedError}
         refused, number = len(errors), 100
-        other.unlink()
         async with asyncio.timeout(LONG_S):
+            # Every half second it is looked at the disk: one that is full for less is not seen.
+            while "bytes left" not in caplog.text:  # noqa: ASYNC110 - a thread's log line
+                await asyncio.sleep(0.05)
+            other.unlink()
             while errors:
                 numbers = range(number, number + 4)
                 errors = await publish_windowed(publisher, numbers, ledger, timeout_s=10)

@@ -176,7 +176,7 @@ def test_messages_of_a_pack_are_acknowledged_one_by_one(server: EmbeddedServer) 
         publisher = mq.publisher("t")
         pending = [publisher.publish_async(f"{n}".encode()) for n in range(300)]
         seqs = [one.result().seq for one in pending]
-        with mq.subscribe("t", "g", ack_wait_s=1.0) as subscriber:
+        with mq.subscribe("t", "g", ack_wait_s=2.0) as subscriber:
             for message in receive(subscriber, len(seqs)):
                 if message.seq != seqs[150]:
                     message.ack()
@@ -184,7 +184,7 @@ def test_messages_of_a_pack_are_acknowledged_one_by_one(server: EmbeddedServer) 
             assert [message.seq for message in again] == [seqs[150]]
             assert again[0].deliveries == 2
             again[0].ack()
-            assert not subscriber.fetch(1, timeout_s=2.5)
+            assert not subscriber.fetch(1, timeout_s=3.5)
 
 
 @pytest.mark.parametrize("mode", ["queue", "nats", "hybrid"])

@@ -51,11 +51,14 @@ async def test_a_server_that_is_overloaded_loses_nothing(tmp_path: Path, mode: M
         await make_stream(node.url, "flood")
 
         async def flood(_: object, js: JetStreamContext) -> int:
+            await js.purge_stream("flood")
             acks = [js.publish("flood", bytes(MIB - KIB), timeout=LONG_S) for _ in range(100)]
             answers = await asyncio.gather(*acks, return_exceptions=True)
             return sum(getattr(one, "err_code", None) == 10167 for one in answers)
 
-        refused_without = await plain(node.url, flood)
+        refused_without = 0
+        for _ in range(10):  # a fast disk may keep up with one flood
+            refused_without = refused_without or await plain(node.url, flood)
         await delete_stream(node.url, "flood")
         async with opened(tmp_path / "mq", mode, node.url) as handle:
             errors = await publish_windowed(handle.publisher("t"), range(100), ledger)
@@ -184,7 +187,7 @@ def test_a_server_that_has_no_room_for_a_connection_says_so(tmp_path: Path) -> N
         with vecmq.sync.open(mode="nats", nats=nats) as mq:
             publisher, subscriber = mq.publisher("t"), mq.subscribe("t", "g")
             with pytest.raises(vecmq.TimeoutError, match=r"not sent: cannot connect .*maximum"):
-                publisher.publish(b"early", timeout_s=1)
+                publisher.publish(b"early", timeout_s=3)
             server.reload("max_connections: 10")
             publisher.publish(b"late", timeout_s=LONG_S)
             message = subscriber.receive(LONG_S)

@@ -36,7 +36,7 @@ def settled():
     seen = -1
     while seen != (now := memcount.counted_bytes()):
         seen = now
-        time.sleep(0.5)
+        time.sleep(1)
     return seen
 
 with vecmq.sync.open(sys.argv[2], "nats") as mq:

@@ -26,7 +26,8 @@ from server_tools import (
 from vecmq.errors import ForkError, LockedError, ServerError
 from vecmq.server import EmbeddedServer
 
-GONE_WITHIN_S = 2.0
+# The watchdog gives it 1 s, then kills; the rest is for a loaded machine and a slow disk.
+GONE_WITHIN_S = 5.0
 
 
 @pytest.fixture
@@ -95,7 +96,8 @@ def test_stop_of_a_stuck_process(store: Path, who: str, monkeypatch: pytest.Monk
     assert pid is not None
     (watchdog_of(pid) if who == "watchdog" else psutil.Process(pid)).suspend()
     server.stop()
-    assert not is_running(pid)
+    # A server without its watchdog lets go of its lock a moment before it is gone.
+    wait_gone(pid, GONE_WITHIN_S)
     assert psutil.Process().children() == []
 
 

@@ -12,6 +12,7 @@ import pytest
 
 import vecmq
 import vecmq.sync
+from vecmq.bench.measure import disk_use
 
 LONG_S = 20.0
 MIB = 1 << 20
@@ -24,7 +25,8 @@ def handle(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[vecmq.syn
 
 
 def disk_bytes(path: Path) -> int:
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    # The database removes files in the background.
+    return disk_use(path).apparent_bytes
 
 
 def test_info_counts_what_is_there(handle: vecmq.sync.Handle) -> None:
@@ -130,7 +132,8 @@ def test_retention_deletes_what_is_acked_and_shrinks_the_disk(
         subscriber.ack_through(21_000)
         deleted = mq.retain()
         info = mq.topic_info("t")
-        assert info.messages == 21_600 - deleted.messages
+        # So much was published that retention runs by itself too, and takes its share.
+        assert deleted.messages <= 21_600 - info.messages == info.first_seq - 1
         assert info.first_seq <= 21_001, "unacked messages stay"
         subscriber.ack_through(21_600)
         mq.retain()

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::frame::aligned::AlignedBuffer;
-use crate::frame::codec::{checksum, decode_into};
+use crate::frame::codec::decode_summed;
 use crate::frame::{Header, Incoming, Layout, MessageId};
 
 /// One group being put together: every chunk is decoded straight to its final place.
@@ -72,8 +72,7 @@ pub(super) fn decode_chunk(header: &Header, body: &[u8], payload: &mut [u8]) -> 
         return Err(foreign(header, "place"));
     };
     let itemsize = header.layout.as_ref().map_or(1, Layout::itemsize);
-    decode_into(header.codec, itemsize, body, out)?;
-    if checksum(out) != header.checksum {
+    if decode_summed(header.codec, itemsize, body, out)? != header.checksum {
         let (index, id) = (header.index, header.id);
         let context = format!("checksum of frame {index} of message {id} does not match");
         return Err(Error::new(ErrorKind::Corrupt, context));

@@ -1,7 +1,7 @@
 //! The frames of one group, all of them at hand -> its payload, in memory of the caller.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::frame::codec::{checksum, decode_into};
+use crate::frame::codec::decode_summed;
 use crate::frame::{Frame, Header, Layout};
 
 /// The bytes that [`join_into`] needs for a group of which `frames` are all frames, in order.
@@ -47,8 +47,7 @@ pub fn join_into<'a>(frames: impl Iterator<Item = &'a Frame>, out: &mut [u8]) ->
             .split_at_mut_checked(chunk_bytes)
             .ok_or_else(|| corrupt(header, "chunks exceed the payload"))?;
         let itemsize = header.layout.as_ref().map_or(1, Layout::itemsize);
-        decode_into(header.codec, itemsize, body, chunk)?;
-        if checksum(chunk) != header.checksum {
+        if decode_summed(header.codec, itemsize, body, chunk)? != header.checksum {
             return Err(corrupt(header, "checksum does not match"));
         }
         rest = after;

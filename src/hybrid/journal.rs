@@ -61,6 +61,22 @@ struct FetchState {
     waker: Option<Waker>,
 }
 
+/// What has to happen before a reader has something.
+enum Awaited {
+    Append,
+    Fetch(Arc<Fetch>),
+}
+
+impl Awaited {
+    fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Append, Self::Append) => true,
+            (Self::Fetch(one), Self::Fetch(other)) => Arc::ptr_eq(one, other),
+            _ => false,
+        }
+    }
+}
+
 pub(super) struct JournalReader {
     topic: Arc<HubTopic>,
     log: Arc<queue::Topic>,
@@ -122,19 +138,31 @@ impl JournalReader {
         keep_frames: bool,
     ) -> Result<Vec<Message>> {
         self.keep_frames = keep_frames;
-        let ready = self.take_ready(messages_max)?;
-        if !ready.is_empty() {
-            return Ok(ready);
-        }
-        match self.slots.front().map(|slot| &slot.state) {
-            Some(SlotState::Fetching(fetch)) => {
-                let mut state = fetch.state.lock().unwrap_or_else(PoisonError::into_inner);
-                state.waker = Some(waker.clone());
+        let mut awaited: Option<Awaited> = None;
+        loop {
+            let ready = self.take_ready(messages_max)?;
+            let next = self.awaits();
+            if !ready.is_empty() || awaited.is_some_and(|awaited| awaited.is(&next)) {
+                return Ok(ready);
             }
-            _ => self.log.register(waker),
+            match &next {
+                Awaited::Append => self.log.register(waker),
+                Awaited::Fetch(fetch) => {
+                    let mut state = fetch.state.lock().unwrap_or_else(PoisonError::into_inner);
+                    state.waker = Some(waker.clone());
+                }
+            }
+            // What came between the look and the registration woke nobody: look again. It may be
+            // something else that is waited for then.
+            awaited = Some(next);
         }
-        // What came between the look and the registration would wake nobody: look again.
-        self.take_ready(messages_max)
+    }
+
+    fn awaits(&self) -> Awaited {
+        match self.slots.front().map(|slot| &slot.state) {
+            Some(SlotState::Fetching(fetch)) => Awaited::Fetch(Arc::clone(fetch)),
+            _ => Awaited::Append,
+        }
     }
 
     /// When it is worth looking again although nothing has come.

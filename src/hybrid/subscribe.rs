@@ -2,8 +2,8 @@
 //!
 //! A subscriber has no thread of its own. [`Subscriber::poll`] reads ahead, starts the fetches of
 //! what it finds in the stream, and hands out what is ready at the front. When nothing is, it
-//! registers the caller's waker with whatever the front waits for, looks once more (so no wake-up
-//! is lost), and returns nothing.
+//! registers the caller's waker with whatever the front waits for, looks again until that stays the
+//! same (so no wake-up is lost), and returns nothing.
 
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use async_nats::jetstream;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use async_nats::{HeaderMap, Message, StatusCode, Subscriber};
 use bytes::Bytes;
@@ -95,16 +96,15 @@ impl JetTopic {
         });
         let consumer = consumer.await.map_err(failed)?;
         let mut found = None;
-        'batches: loop {
+        // What comes later is of other messages: the one that is looked for was sent long ago.
+        let mut left = consumer.cached_info().num_pending;
+        'batches: while left > 0 {
             let batch = consumer.fetch().max_messages(LOOKUP_BATCH).messages().await;
             let mut batch =
                 batch.map_err(|e| errors::request("cannot look through the stream", e))?;
-            let mut count = 0;
-            while let Some(message) = batch.next().await {
-                let message = message.map_err(|e| {
-                    Error::with_source(ErrorKind::NotConnected, "the look-up broke off", e)
-                })?;
-                count += 1;
+            let before = left;
+            while let Some(message) = next_header(&mut batch).await? {
+                left = left.saturating_sub(1);
                 let (header, _) = read_headers(message.headers.as_ref()).unwrap_or_default();
                 let info = message.info().map_err(|e| {
                     Error::with_source(ErrorKind::Corrupt, "the look-up met a foreign message", e)
@@ -114,8 +114,11 @@ impl JetTopic {
                     break 'batches;
                 }
             }
-            if count == 0 {
-                break;
+            if left == before {
+                return Err(Error::new(
+                    ErrorKind::NotConnected,
+                    format!("the look-up broke off, {left} messages before its end"),
+                ));
             }
         }
         let name = &consumer.cached_info().name;
@@ -132,6 +135,16 @@ impl JetTopic {
     pub async fn discard(&self, id: &MessageId) -> Result<()> {
         let purged = self.inner.stream.purge().filter(self.inner.all_frames_subject(id)).await;
         purged.map(drop).map_err(|e| errors::request("cannot purge frames", e))
+    }
+}
+
+/// The next message of a look-up; None: the batch has no more. A request that was lost with its
+/// connection is never answered.
+async fn next_header(batch: &mut pull::Batch) -> Result<Option<jetstream::Message>> {
+    let broke = |e| Error::with_source(ErrorKind::NotConnected, "the look-up broke off", e);
+    match tokio::time::timeout(FRAME_TIMEOUT, batch.next()).await {
+        Ok(next) => next.transpose().map_err(broke),
+        Err(_) => Err(Error::new(ErrorKind::NotConnected, "the server did not answer a look-up")),
     }
 }
 

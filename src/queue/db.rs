@@ -27,6 +27,9 @@ const WAL_BYTES_MAX: u64 = 128 << 20;
 
 /// An open database, until it is closed.
 pub(super) struct Db {
+    // Before the lock in `inner`: the next owner's mark is not written over.
+    /// None: it is open for reading alone.
+    marker: Option<Marker>,
     inner: RwLock<Option<Open>>,
     patient: WriteOptions,
     hurried: WriteOptions,
@@ -34,8 +37,6 @@ pub(super) struct Db {
     hurried_unsynced: WriteOptions,
     syncs: bool,
     path: PathBuf,
-    /// None: it is open for reading alone.
-    marker: Option<Marker>,
 }
 
 struct Open {

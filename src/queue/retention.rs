@@ -93,15 +93,20 @@ impl Topic {
     /// Deletes what `policy` allows, in whole pages of about 1 MiB of log.
     ///
     /// # Errors
-    /// [`crate::ErrorKind::Closed`], [`crate::ErrorKind::Storage`].
+    /// [`crate::ErrorKind::TopicNotFound`], [`crate::ErrorKind::Closed`],
+    /// [`crate::ErrorKind::Storage`].
     pub fn retain(&self, policy: &Retention, now_ms: u64) -> Result<Retained> {
-        let limit = self.deletable_before(policy)?;
+        let _cutter = self.hold_cutter();
+        self.check_exists()?;
         let oldest_ms = policy.age_ms_max.map(|age| now_ms.saturating_sub(age));
         let tail = self.tail();
         let surplus = policy.bytes_max.map(|max| tail.bytes.saturating_sub(max));
         let surplus_seq = policy.msgs_max.map(|max| tail.next_seq.saturating_sub(max));
         let mut cut: Option<Page> = None;
-        for page in self.pages()? {
+        let pages = self.pages()?;
+        // After the pages: what is open before one of them is known as open by now.
+        let limit = self.deletable_before(policy)?;
+        for page in pages {
             let old = oldest_ms.is_some_and(|oldest| page.time_ms < oldest);
             let much = surplus.is_some_and(|surplus| page.bytes_before <= surplus);
             let many = surplus_seq.is_some_and(|seq| page.first_seq <= seq);
@@ -204,6 +209,7 @@ impl Topic {
     }
 
     fn purge_records(&self) -> Result<Retained> {
+        let _cutter = self.hold_cutter();
         self.check_exists()?;
         let _writer = self.hold_writer();
         let tail = self.tail();
@@ -232,6 +238,7 @@ impl Topic {
     /// Deletes the topic: its messages, groups and files. Handles of it end with
     /// [`crate::ErrorKind::TopicNotFound`].
     pub(super) fn delete(&self) -> Result<()> {
+        let _cutter = self.hold_cutter();
         self.check_exists()?;
         let _writer = self.hold_writer();
         let open = self.db.get()?;

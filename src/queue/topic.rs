@@ -50,6 +50,9 @@ pub struct Topic {
     tail: Mutex<Tail>,
     /// The first seq that readers may not see yet.
     committed: AtomicU64,
+    /// Held by whoever deletes records, and taken before the committer's writer: of two at once,
+    /// the later could write a lower floor to the disk.
+    cutter: Mutex<()>,
     pub(super) first: AtomicU64,
     /// Records before this one are deleted, or about to be.
     pub(super) trimming: AtomicU64,
@@ -83,6 +86,7 @@ impl Topic {
             name: name.to_owned(),
             tail: Mutex::new(tail),
             committed: AtomicU64::new(tail.next_seq),
+            cutter: Mutex::new(()),
             first: AtomicU64::new(found.floor),
             trimming: AtomicU64::new(found.floor),
             first_bytes: AtomicU64::new(found.floor_bytes),
@@ -173,6 +177,10 @@ impl Topic {
     /// Keeps appends out.
     pub(super) fn hold_writer(&self) -> MutexGuard<'_, ()> {
         self.committer.lock_writer()
+    }
+
+    pub(super) fn hold_cutter(&self) -> MutexGuard<'_, ()> {
+        self.cutter.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn tail(&self) -> Tail {

@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -18,6 +19,7 @@ const READY: Duration = Duration::from_mins(1);
 pub(crate) struct Server {
     directory: tempfile::TempDir,
     max_payload: usize,
+    host: String,
     port: u16,
     child: Child,
 }
@@ -25,13 +27,14 @@ pub(crate) struct Server {
 impl Server {
     pub(crate) fn start(max_payload: usize) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let (child, port) = launch(directory.path(), max_payload, None);
-        Self { directory, max_payload, port, child }
+        let host = own_host();
+        let (child, port) = launch(directory.path(), max_payload, &host, None);
+        Self { directory, max_payload, host, port, child }
     }
 
     pub(crate) fn options(&self) -> NatsOptions {
         NatsOptions {
-            servers: vec![format!("nats://127.0.0.1:{}", self.port)],
+            servers: vec![format!("nats://{}:{}", self.host, self.port)],
             auth: Auth::Token("test-token".to_owned()),
             name: "vecmq-tests".to_owned(),
             ..NatsOptions::default()
@@ -45,7 +48,8 @@ impl Server {
     /// kill -9, then a new server on the same port and store.
     pub(crate) fn kill_and_restart(&mut self) {
         self.kill();
-        let (child, _) = launch(self.directory.path(), self.max_payload, Some(self.port));
+        let path = self.directory.path();
+        let (child, _) = launch(path, self.max_payload, &self.host, Some(self.port));
         self.child = child;
     }
 
@@ -84,14 +88,22 @@ fn is_stopped(pid: &str) -> bool {
     })
 }
 
-fn launch(directory: &Path, max_payload: usize, port: Option<u16>) -> (Child, u16) {
+/// A loopback address that no other server has. Else another test's server could get the port of
+/// one that was killed: that one could not come back, and its clients would find the other.
+fn own_host() -> String {
+    static SERVERS: AtomicU32 = AtomicU32::new(0);
+    let (pid, number) = (std::process::id(), SERVERS.fetch_add(1, Ordering::Relaxed));
+    format!("127.{}.{}.{}", 1 + pid / 250 % 250, 1 + pid % 250, 1 + number % 250)
+}
+
+fn launch(directory: &Path, max_payload: usize, host: &str, port: Option<u16>) -> (Child, u16) {
     let ports = directory.join("ports");
     let _ = std::fs::remove_dir_all(&ports);
     std::fs::create_dir(&ports).expect("a directory for the ports file");
     let config = directory.join("server.conf");
     let listen = port.map_or_else(|| "-1".to_owned(), |port| port.to_string());
     let text = format!(
-        "listen: \"127.0.0.1:{listen}\"\nports_file_dir: \"{}\"\nmax_payload: {max_payload}\n\
+        "listen: \"{host}:{listen}\"\nports_file_dir: \"{}\"\nmax_payload: {max_payload}\n\
          authorization {{ token: \"test-token\" }}\n\
          jetstream {{ store_dir: \"{}\", sync_interval: \"1s\" }}\n",
         ports.display(),
@@ -108,7 +120,7 @@ fn launch(directory: &Path, max_payload: usize, port: Option<u16>) -> (Child, u1
         .expect("VECMQ_NATS_SERVER names a nats-server, or one is on the PATH");
     let deadline = Instant::now() + READY;
     loop {
-        if let Some(port) = read_port(&ports) {
+        if let Some(port) = read_port(&ports, host) {
             return (child, port);
         }
         if Instant::now() > deadline || child.try_wait().expect("the server's state").is_some() {
@@ -123,10 +135,10 @@ fn binary() -> PathBuf {
     std::env::var_os("VECMQ_NATS_SERVER").map_or_else(|| "nats-server".into(), PathBuf::from)
 }
 
-fn read_port(directory: &Path) -> Option<u16> {
+fn read_port(directory: &Path, host: &str) -> Option<u16> {
     let file = std::fs::read_dir(directory).ok()?.next()?.ok()?;
     let text = std::fs::read_to_string(file.path()).ok()?;
-    let (_, after) = text.split_once("nats://127.0.0.1:")?;
+    let (_, after) = text.split_once(&format!("nats://{host}:"))?;
     after.split(['"', ',']).next()?.parse().ok()
 }
 
@@ -157,6 +169,7 @@ pub(crate) fn outgoing(producer: ProducerId, seq: u64, length: usize) -> Outgoin
     Outgoing { id, rows: 1, layout, payload: noise(seq, length) }
 }
 
+/// A deadline that a slow disk keeps too; less than the stream remembers ids.
 pub(crate) fn soon() -> Instant {
-    Instant::now() + Duration::from_secs(30)
+    Instant::now() + Duration::from_secs(90)
 }
