@@ -253,8 +253,8 @@ pub fn decode_into(codec: Codec, itemsize: u16, body: &[u8], out: &mut [u8]) -> 
     }
 }
 
-/// Bytes that stay in the nearest cache between their copy and their checksum.
-const PIECE_BYTES: usize = 16 << 10;
+/// Bytes that stay in the second cache between their copy and their checksum.
+const PIECE_BYTES: usize = 64 << 10;
 
 /// As [`decode_into`]; gives the [`checksum`] of what `out` holds then.
 pub(super) fn decode_summed(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Final
 
 import vecmq
@@ -20,6 +20,7 @@ from vecmq.server import EmbeddedServer
 
 __all__ = ["serve"]
 
+WAIT_S: Final = 0.5
 MQ_TYPES: Final = {"queue": "rocksmq", "nats": "natsmq", "hybrid": "hybrid"}
 
 logger = logging.getLogger("vecmq.serve")
@@ -57,20 +58,16 @@ def serve(
     """
     logging.getLogger("vecmq").setLevel(min(logging.INFO, logging.getLogger("vecmq").level))
     plan = _plan_serve(config, path, mode, port)
-    stop = threading.Event()
-    failures: list[ServerError] = []
-
-    def on_exit(error: ServerError) -> None:
-        failures.append(error)
-        stop.set()
-
+    # Why to end: the server did, or None, a signal came. Not an Event: one that a signal sets in
+    # the moment it begins to wait would wait for itself.
+    ends: SimpleQueue[ServerError | None] = SimpleQueue()
     with ExitStack() as stack:
         for number in (signal.SIGINT, signal.SIGTERM):
-            before = signal.signal(number, lambda *_: stop.set())
+            before = signal.signal(number, lambda *_: ends.put(None))
             stack.callback(signal.signal, number, before)
         nats = None
         if plan.server is not None:
-            plan.server.on_exit = on_exit
+            plan.server.on_exit = ends.put
             server = stack.enter_context(plan.server)
             nats = vecmq.NatsOptions(url=server.url, token=server.token)
         if plan.mode != "nats":
@@ -78,11 +75,18 @@ def serve(
                 vecmq.sync.open(plan.path, mode=plan.mode, nats=nats, retention=plan.retention)
             )
         _announce(plan)
-        stop.wait()
+        failure = _wait(ends)
         logger.info("stopping")
-    if failures:
-        raise failures[0]
+    if failure is not None:
+        raise failure
     return 0
+
+
+def _wait(ends: SimpleQueue[ServerError | None]) -> ServerError | None:
+    """Wait for the end. A signal that comes just before a wait interrupts none: waits are short."""
+    while True:
+        with suppress(Empty):
+            return ends.get(timeout=WAIT_S)
 
 
 def _announce(plan: _ServePlan) -> None:

@@ -370,8 +370,9 @@ fn topic_info(input: &mut Input<'_>) -> Result<TopicAnswer> {
     Ok((info, retention))
 }
 
-/// Kinds by their number on the socket; `Rejected` carries its code beside it.
-const KINDS: [ErrorKind; 21] = [
+/// Kinds by their number on the socket; `Rejected` carries its code beside it. There is no `Closed`:
+/// what the owner has closed is not the handle of the process that asks.
+const KINDS: [ErrorKind; 20] = [
     ErrorKind::Config,
     ErrorKind::InvalidName,
     ErrorKind::InvalidHeaders,
@@ -390,7 +391,6 @@ const KINDS: [ErrorKind; 21] = [
     ErrorKind::Rejected { code: 0 },
     ErrorKind::Timeout,
     ErrorKind::PublishUnknown,
-    ErrorKind::Closed,
     ErrorKind::Forked,
     ErrorKind::Denied,
 ];
@@ -398,6 +398,7 @@ const KINDS: [ErrorKind; 21] = [
 fn kind_number(kind: ErrorKind) -> u8 {
     let bare = match kind {
         ErrorKind::Rejected { .. } => ErrorKind::Rejected { code: 0 },
+        ErrorKind::Closed => ErrorKind::NotConnected,
         other => other,
     };
     let place = KINDS.iter().position(|one| *one == bare);
