@@ -18,7 +18,7 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Barrier, mpsc};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -432,21 +432,28 @@ fn deletes_at_the_same_time_leave_a_log_that_opens() {
     if std::env::var_os(CHILD).is_some() {
         return;
     }
-    let rounds = 60;
+    let rounds = 100;
+    let keep = Retention { bytes_max: Some(1 << 20), unacked: true, ..Retention::default() };
     let directory = tempfile::tempdir().unwrap();
     let mut raced = 0;
-    for _ in 0..rounds {
+    for round in 0..rounds {
         let queue = Queue::open(directory.path(), QueueOptions::default()).unwrap();
         let topic = queue.topic("t").unwrap();
-        for _ in 0..6 {
+        for _ in 0..3 {
             let filled = topic.append(1, |appender| {
                 appender.push(1, vec![Bytes::from_static(&[7; 1 << 20])]);
                 Ok(())
             });
             filled.unwrap();
         }
+        let start = Barrier::new(2);
         let (kept, purged) = std::thread::scope(|scope| {
-            let kept = scope.spawn(|| topic.retain(&retention(), 1).unwrap().messages);
+            let kept = scope.spawn(|| {
+                start.wait();
+                std::thread::sleep(Duration::from_micros(mix(round) % 200));
+                topic.retain(&keep, 1).unwrap().messages
+            });
+            start.wait();
             (topic.purge().unwrap().messages, kept.join().unwrap())
         });
         raced += u32::from(kept > 0 && purged > 0);

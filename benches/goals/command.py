@@ -59,6 +59,8 @@ def main(goals: Goals, arguments: list[str]) -> int:
     wanted = set(chosen.only or goals.goals)
     measured: dict[str, Figure] = {}
     failed = False
+    if chosen.path is not None:
+        chosen.path.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix=f"vecmq-{goals.program}-", dir=chosen.path) as directory,
         goals.open_context(Path(directory), chosen.scale, chosen.rounds) as context,
@@ -100,7 +102,7 @@ def parse(goals: Goals, arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="counted rounds, 1 to 100")
     parser.add_argument("--only", nargs="+", choices=names, metavar="ROW", help=", ".join(names))
-    parser.add_argument("--path", type=Path, help="directory for the stores")
+    parser.add_argument("--path", type=Path, help="directory for the stores, made where it is none")
     parser.add_argument("--json", type=Path, metavar="FILE", help="every sample, and the rows")
     chosen = parser.parse_args(arguments)
     if not 0.001 <= chosen.scale <= 1:
