@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import nats
 import nats.errors
@@ -53,6 +53,24 @@ def mixed_bytes(number: int) -> int:
     return 40 * KIB if number % 20 == 10 else KIB
 
 
+class Arrival(NamedTuple):
+    """What is kept of a message that came: its payload is compared and let go."""
+
+    id: str
+    number: int
+    size_bytes: int
+    is_whole: bool
+    deliveries: int
+
+
+def arrival(message: vecmq.Message) -> Arrival:
+    """Compare a message's payload with the one of its number."""
+    payload = bytes(message.payload)
+    number = int.from_bytes(payload[:8], "little")
+    whole = payload == body(number, len(payload))
+    return Arrival(message.id, number, len(payload), whole, message.deliveries)
+
+
 @dataclass
 class Counts:
     """What a fault test counts; every count of a loss or a repeat has to end at 0."""
@@ -91,17 +109,16 @@ class Ledger:
         assert receipt.id not in self.ids, receipt.id
         self.ids[receipt.id] = number
 
-    def compare(self, received: Iterable[tuple[str, bytes, int]]) -> Counts:
-        """Hold (id, payload, deliveries) against what was acknowledged."""
+    def compare(self, received: Iterable[Arrival]) -> Counts:
+        """Hold what came against what was acknowledged."""
         counts, copies, last = Counts(acked=len(self.ids)), Counter[str](), -1
-        for id_, payload, deliveries in received:
-            counts.redelivered += deliveries > 1
-            copies[id_] += 1
-            number = int.from_bytes(payload[:8], "little")
-            counts.torn += payload != body(number, self.size_of(number))
-            counts.torn += self.ids.get(id_, number) != number
-            counts.inversions += number < last
-            last = number
+        for one in received:
+            counts.redelivered += one.deliveries > 1
+            copies[one.id] += 1
+            is_torn = not one.is_whole or one.size_bytes != self.size_of(one.number)
+            counts.torn += is_torn or self.ids.get(one.id, one.number) != one.number
+            counts.inversions += one.number < last
+            last = one.number
         counts.lost = sum(id_ not in copies for id_ in self.ids)
         counts.duplicated = sum(number - 1 for number in copies.values())
         return counts
@@ -149,14 +166,13 @@ async def publish_windowed(
 
 async def read_all(
     subscriber: aio.Subscriber, wanted: int, *, quiet_s: float = 0.3, patience_s: float = LONG_S
-) -> list[tuple[str, bytes, int]]:
+) -> list[Arrival]:
     """Receive and acknowledge until `wanted` came, and then whatever comes within a while."""
-    out: list[tuple[str, bytes, int]] = []
-    while batch := await subscriber.fetch(
-        timeout_s=patience_s if len({one[0] for one in out}) < wanted else quiet_s
-    ):
+    out, ids = list[Arrival](), set[str]()
+    while batch := await subscriber.fetch(timeout_s=patience_s if len(ids) < wanted else quiet_s):
         for message in batch:
-            out.append((message.id, bytes(message.payload), message.deliveries))
+            out.append(arrival(message))
+            ids.add(message.id)
             message.ack()
     return out
 

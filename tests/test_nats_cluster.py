@@ -22,9 +22,11 @@ from nats_fault_tools import (
     LONG_S,
     MIB,
     MODES,
+    Arrival,
     Counts,
     Ledger,
     Mode,
+    arrival,
     make_stream,
     opened,
     plain,
@@ -209,13 +211,13 @@ async def test_a_leader_killed_under_its_consumers(
     messages, ledger = 160, Ledger(size_of)
     await replicated(nodes, topic)
     await in_step(nodes, topic)
-    received: list[tuple[str, bytes, int]] = []
+    received: list[Arrival] = []
     quarter = asyncio.Event()
 
     async def work(subscriber: aio.Subscriber) -> None:
-        while len({one[0] for one in received}) < messages:
+        while len({one.id for one in received}) < messages:
             for message in await subscriber.fetch(8, timeout_s=0.5):
-                received.append((message.id, bytes(message.payload), message.deliveries))
+                received.append(arrival(message))
                 message.ack()
             if len(received) >= messages // 4:
                 quarter.set()

@@ -19,8 +19,10 @@ from nats_fault_tools import (
     LONG_S,
     MIB,
     MODES,
+    Arrival,
     Ledger,
     Mode,
+    arrival,
     opened,
     publish_windowed,
     read_all,
@@ -166,12 +168,12 @@ async def test_a_slow_consumer_is_never_cut_off(tmp_path: Path, mode: Mode) -> N
             handle = await stack.enter_async_context(opened(tmp_path / "mq", mode, node.url))
             publisher, subscriber = handle.publisher("t"), handle.subscribe("t", "g")
             assert await publish_windowed(publisher, range(messages), ledger) == []
-            received: list[tuple[str, bytes, int]] = []
+            received: list[Arrival] = []
             while len(received) < messages:
                 batch = await subscriber.fetch(8, timeout_s=LONG_S)
                 assert batch
                 for message in batch:
-                    received.append((message.id, bytes(message.payload), message.deliveries))
+                    received.append(arrival(message))
                     message.ack()
                 await asyncio.sleep(0.15 if len(received) < 100 or IS_LONG else 0)
         counts = ledger.compare(received)

@@ -55,8 +55,8 @@ def size_of(number: int) -> int:
 
 def leftovers(stored: list[tuple[str, str]]) -> int:
     """Frames whose manifest is not in the stream."""
-    groups = [(subject == "t", id_.split("-")[:3]) for subject, id_ in stored]
-    whole = [group for is_manifest, group in groups if is_manifest]
+    groups = [(subject == "t", tuple(id_.split("-")[:3])) for subject, id_ in stored]
+    whole = {group for is_manifest, group in groups if is_manifest}
     return sum(not is_manifest and group not in whole for is_manifest, group in groups)
 
 
@@ -149,7 +149,7 @@ async def test_a_consumer_killed_between_fetch_and_ack_costs_no_group(
         longest = time.monotonic() - began
     told = [line.split() for line in file.read_text().splitlines()]
     counts += ledger.compare(received)
-    delivered = {one[0] for one in received} | {id_ for _, id_, _, _ in told}
+    delivered = {one.id for one in received} | {id_ for _, id_, _, _ in told}
     counts.lost = sum(id_ not in delivered for id_ in ledger.ids)
     counts.kills = kills
     counts.redelivered += sum(int(deliveries) > 1 for *_, deliveries in told)
@@ -159,5 +159,5 @@ async def test_a_consumer_killed_between_fetch_and_ack_costs_no_group(
     assert len(told) >= kills
     # Whoever died had one message in hand at least: it came again.
     in_hand = {told[-1][1]}
-    assert in_hand <= {one[0] for one in received}
+    assert in_hand <= {one.id for one in received}
     assert (counts.lost, counts.duplicated, counts.partial_groups_delivered) == (0, 0, 0)

@@ -21,9 +21,11 @@ from nats_fault_tools import (
     KIB,
     LONG_S,
     MODES,
+    Arrival,
     Counts,
     Ledger,
     Mode,
+    arrival,
     delete_stream,
     opened,
     publish_windowed,
@@ -106,7 +108,7 @@ async def test_repeats_after_a_kill_right_after_acks_are_not_seen(
     """The server saves acknowledgements late: it delivers again what was done before the kill."""
     messages, rounds = 400, times(3)
     dice, ledger = random.Random(5), Ledger(lambda number: 70 * KIB if number % 40 == 7 else KIB)
-    received: list[tuple[str, bytes, int]] = []
+    received: list[Arrival] = []
     with Node(tmp_path / "server") as node:
         async with opened(tmp_path / "queue", mode, node.url) as handle:
             publisher, subscriber = handle.publisher("t"), handle.subscribe("t", "g")
@@ -119,7 +121,7 @@ async def test_repeats_after_a_kill_right_after_acks_are_not_seen(
                     batch = await subscriber.fetch(50, timeout_s=LONG_S)
                     assert batch, f"{len(received)} of {len(ledger.ids)} came"
                     for message in batch:
-                        received.append((message.id, bytes(message.payload), message.deliveries))
+                        received.append(arrival(message))
                         message.ack()
                     if killing is None and len(received) - before >= kill_at:
                         killing = asyncio.create_task(asyncio.to_thread(node.kill_and_restart))

@@ -19,6 +19,7 @@ from nats_fault_tools import (
     MODES,
     Ledger,
     Mode,
+    body,
     delete_stream,
     make_stream,
     opened,
@@ -96,11 +97,11 @@ async def test_a_denial_in_the_middle_of_a_group_leaves_no_part_of_it(
         )
         async with vecmq.open(mode="nats", nats=nats) as mq:
             publisher = mq.publisher("t")
-            receipts = [await publisher.publish(bytes([n]) * (3 * MIB)) for n in range(3)]
+            receipts = [await publisher.publish(body(n, 3 * MIB)) for n in range(3)]
             before = await stored_count(server)
             assert before == sum(receipt.frames_count for receipt in receipts)
             sending = [
-                asyncio.create_task(publisher.publish(bytes([n]) * (8 * MIB), timeout_s=LONG_S))
+                asyncio.create_task(publisher.publish(body(n, 8 * MIB), timeout_s=LONG_S))
                 for n in range(100, 112)
             ]
             async with asyncio.timeout(LONG_S):
@@ -116,13 +117,13 @@ async def test_a_denial_in_the_middle_of_a_group_leaves_no_part_of_it(
         free = vecmq.NatsOptions(f"nats://{HOST}:{server.port}", user="all", password="p")
         async with vecmq.open(mode="nats", nats=free) as mq:
             received = await read_all(mq.subscribe("t", "g"), len(receipts), quiet_s=1)
-        partial = [one for _, one, _ in received if one != one[:1] * len(one)]
+        partial = [one for one in received if not one.is_whole]
         print(
             f"denied {denied}: {len(receipts)} stored, {len(errors)} refused, "
             f"partial {len(partial)}"
         )
     assert {type(one) for one in errors} <= {vecmq.DeniedError}
-    assert {receipt.id for receipt in receipts} == {id_ for id_, _, _ in received}
+    assert {receipt.id for receipt in receipts} == {one.id for one in received}
     assert not partial
 
 
@@ -162,7 +163,7 @@ async def test_a_retry_that_may_have_been_stored_is_no_refusal(tmp_path: Path) -
                 if number % 10 == 5:
                     killing = asyncio.create_task(asyncio.to_thread(node.kill_and_restart))
                 try:
-                    payload = bytes([number]) * MIB
+                    payload = body(number, MIB)
                     last = await publisher.publish(
                         payload, expected_last_seq=last.seq, timeout_s=LONG_S
                     )
@@ -173,7 +174,8 @@ async def test_a_retry_that_may_have_been_stored_is_no_refusal(tmp_path: Path) -
                 if killing is not None:
                     await killing
             received = await read_all(handle.subscribe("t", "g"), len(receipts))
-    numbers = [payload[0] for _, payload, _ in received if len(payload) == MIB]
+    numbers = [one.number for one in received if one.size_bytes == MIB]
+    assert all(one.is_whole for one in received if one.size_bytes == MIB)
     print(f"{messages} conditional publishes over kills: {len(receipts)} stored, {unknown} unknown")
     assert len(receipts) + unknown == messages
     assert set(receipts) <= set(numbers)
