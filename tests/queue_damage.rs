@@ -468,6 +468,42 @@ fn what_a_closed_directory_lost_is_an_error() {
     assert_eq!(queue.recovery().topics.first().unwrap().messages, RECORDS);
 }
 
+/// A power cut can take the end of a value file whose log was synced. What was there is an error;
+/// what is appended later does not depend on it.
+#[test]
+fn what_comes_after_a_value_file_lost_its_end_is_read() {
+    if std::env::var_os(CHILD).is_some() {
+        return;
+    }
+    for left in [0, 30_000] {
+        let directory = tempfile::tempdir().unwrap();
+        let queue = Queue::open(directory.path(), QueueOptions::default()).unwrap();
+        let large = |seq: u64| vec![u8::try_from(seq).unwrap(); 100_000];
+        let push = |topic: &Arc<Topic>, seq| {
+            let pushed = topic.append(1, |appender| {
+                appender.push(1, vec![large(seq).into()]);
+                Ok(())
+            });
+            assert_eq!(*pushed.unwrap().end(), seq);
+        };
+        (1..=5).for_each(|seq| push(&queue.topic("t").unwrap(), seq));
+        queue.close().unwrap();
+        let values = std::fs::read_dir(directory.path().join("values")).unwrap();
+        let [file]: [PathBuf; 1] =
+            values.map(|entry| entry.unwrap().path()).collect::<Vec<_>>().try_into().unwrap();
+        cut(&file, left);
+        let queue = Queue::open(directory.path(), QueueOptions::default()).unwrap();
+        let topic = queue.topic("t").unwrap();
+        assert_eq!(topic.read(5, 1, 1 << 30).unwrap_err().kind(), ErrorKind::Corrupt);
+        (6..=10).for_each(|seq| push(&topic, seq));
+        queue.close().unwrap();
+        let queue = Queue::open(directory.path(), QueueOptions::default()).unwrap();
+        let read = queue.topic("t").unwrap().read(6, 10, 1 << 30).unwrap();
+        let values: Vec<_> = read.into_iter().map(|record| record.value).collect();
+        assert_eq!(values, (6..=10).map(large).collect::<Vec<_>>());
+    }
+}
+
 /// What a kill in the middle of a delete leaves goes at the next open.
 #[test]
 fn value_files_of_deleted_topics_are_removed() {

@@ -319,6 +319,20 @@ class TestPull:
                 await pulled.fetch(1, timeout=0.3)
             await all_acknowledged(pulled)
 
+    async def test_a_fetch_that_ends_leaves_another_its_time(self, server: EmbeddedServer) -> None:
+        async with client(server) as nc:
+            js, name = nc.jetstream(), await stream(nc)
+            pulled: Any = await js.pull_subscribe(name, "workers")
+            short = asyncio.create_task(pulled.fetch(1, timeout=0.5))
+            await asyncio.sleep(0.05)
+            long = asyncio.create_task(pulled.fetch(1, timeout=20))
+            with pytest.raises(nats.errors.TimeoutError):
+                await short
+            await js.publish(name, LARGE)
+            async with asyncio.timeout(10):
+                (msg,) = await long
+            assert msg.data == LARGE.tobytes()
+
     @pytest.mark.parametrize("retention", ["limits", "workqueue", "interest"])
     @pytest.mark.parametrize("direct", [True, False])
     async def test_workers_share_messages(

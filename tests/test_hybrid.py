@@ -248,6 +248,18 @@ async def test_a_fetch_that_waits_is_woken_by_every_large_message(tmp_path: Path
             assert await fetching, f"message {number} of {count} woke nobody"
 
 
+@pytest.mark.parametrize("mode", ["queue", "nats"])
+async def test_fetches_that_end_empty_take_no_room(tmp_path: Path, mode: Mode) -> None:
+    """Each of them waited; as many as publishes may be in flight once stopped publish_async."""
+    async with vecmq.open(tmp_path / "mq", mode) as mq:
+        subscriber = mq.subscribe("t", group="g")
+        for _ in range(4200):
+            assert not await subscriber.fetch(1, timeout_s=1e-4)
+        async with asyncio.timeout(20):
+            receipt = await (await mq.publisher("other").publish_async(b"x"))
+        assert receipt.payload_bytes == 1
+
+
 async def test_closing_ends_the_iteration(tmp_path: Path) -> None:
     async with vecmq.open(tmp_path / "mq", mode="queue") as mq:
         subscriber = mq.subscribe("t", group="g")

@@ -308,18 +308,29 @@ def fetch_all_seq(publisher: vecmq.sync.Publisher) -> int:
     return publisher.publish(b"last").seq
 
 
-async def leave_frames(mq: vecmq.sync.Handle, groups: int) -> None:
-    """What a publisher leaves that is killed before its manifests."""
+async def leave_frames(mq: vecmq.sync.Handle, groups: int, *, manifest_first: bool = False) -> None:
+    """What a publisher leaves that is killed before its manifests, or frames that came late."""
     assert mq.server is not None
     client = await nats.connect(mq.server.url, token=mq.server.token)
     context, producer = client.jetstream(), os.urandom(16)
     for seq in range(1, groups + 1):
         view = memoryview(large(seq)).cast("B")
         frames = make_frames(view, None, 1, None, producer, 1, seq, 1 << 20, "raw")
+        if manifest_first:
+            await context.publish("t", bytes(frames[-1][1]), headers=dict(frames[-1][0]))
         for headers, body in frames[:-1]:
             subject = f"t.frames.{producer.hex()}.1.{seq}.{1 << 20}"
             await context.publish(subject, bytes(body), headers=dict(headers))
     await client.close()
+
+
+def test_frames_behind_their_manifest_are_not_swept(mq: vecmq.sync.Handle) -> None:
+    """A frame that was refused at first goes again, and then lies behind its manifest."""
+    mq.publisher("t").publish(large(3))
+    asyncio.run(leave_frames(mq, 2, manifest_first=True))
+    assert numbers(fetch_all(mq.subscribe("t", "g"), 3)) == [3, 1, 2]
+    assert mq.sweep_topic("t", 0.0) == 0
+    assert numbers(fetch_all(mq.subscribe("t", "again"), 3)) == [3, 1, 2]
 
 
 def test_frames_of_dead_groups_are_swept_and_counted(mq: vecmq.sync.Handle) -> None:

@@ -64,6 +64,12 @@ class Loop:
             future.set_result(receipt)
         return future
 
+    def forget(self, token: int) -> None:
+        """Nobody waits for it any more."""
+        self._futures.pop(token, None)
+        if len(self._futures) <= _PENDING_LOW:
+            self._make_room()
+
     def is_full(self) -> bool:
         return len(self._futures) >= _PENDING_MAX
 

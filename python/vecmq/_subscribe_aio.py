@@ -121,6 +121,7 @@ class Subscriber:
                     return Batch()
             finally:
                 self._waiting = None
+                loop.forget(token)
 
     async def receive(
         self, timeout_s: float | None = None, *, out: object = None

@@ -191,6 +191,7 @@ impl JournalReader {
         if generation != self.generation {
             self.generation = generation;
             self.drop_read_ahead();
+            self.group.give_back_read_ahead(self.id);
         }
         loop {
             if let Err(error) = self.read_ahead(messages_max as u64)

@@ -72,7 +72,12 @@ impl Lane {
     pub(super) fn push(&self, messages: impl IntoIterator<Item = InFlight>) {
         let mut state = self.lock();
         let mut ready = state.pending == 0;
+        let mut earliest = state.earliest();
         for message in messages {
+            // The task waits for the earliest deadline that it knows.
+            if earliest.is_none_or(|earliest| message.deadline < earliest) {
+                (ready, earliest) = (true, Some(message.deadline));
+            }
             let packed_bytes = if self.packs { message.packed_bytes() } else { None };
             ready |= packed_bytes.is_none();
             state.packed_bytes += packed_bytes.unwrap_or(0);
@@ -108,10 +113,9 @@ impl Lane {
 
     fn next(&self, now: Instant) -> Next {
         let mut state = self.lock();
-        let Some(first) = state.waiting.front() else {
+        let Some(deadline) = state.earliest() else {
             return if state.closed { Next::End } else { Next::Wait(None) };
         };
-        let deadline = first.message.deadline;
         let (count, full) = state.pack_length();
         if !full && state.pending > 0 && !state.closed && now < deadline {
             return Next::Wait(Some(deadline));
@@ -124,6 +128,11 @@ impl Lane {
 }
 
 impl State {
+    /// When the first of the messages that wait has to go.
+    fn earliest(&self) -> Option<Instant> {
+        self.waiting.iter().map(|one| one.message.deadline).min()
+    }
+
     /// How many messages leave together from the front on, and whether no more will fit: the pack
     /// is full, or what follows has to leave alone.
     fn pack_length(&self) -> (usize, bool) {

@@ -373,7 +373,9 @@ impl InFlight {
         }
         let entry = StreamEntry { manifest_seq: ack.manifest_seq, ..self.entry };
         if let Some(log) = &self.topic.log {
-            log.close_open(self.entry.id.seq, self.submission.rows, &[&entry.encode()])?;
+            let closed =
+                log.close_open(self.entry.id.seq, self.submission.rows, &[&entry.encode()]);
+            closed.inspect_err(|_| self.resolve_later())?;
         }
         let shared = &self.topic.shared;
         let rows = u64::from(self.submission.rows);
@@ -426,7 +428,8 @@ impl InFlight {
         let (value, encoded) =
             append::lone_entry(&self.outgoing(), &self.submission, self.decision)?;
         if let Some(log) = &self.topic.log {
-            log.close_open(self.entry.id.seq, self.submission.rows, &[&value])?;
+            let closed = log.close_open(self.entry.id.seq, self.submission.rows, &[&value]);
+            closed.inspect_err(|_| self.resolve_later())?;
         }
         shared.counters.rerouted.fetch_add(1, Ordering::Relaxed);
         let rows = u64::from(self.submission.rows);
@@ -451,12 +454,19 @@ impl InFlight {
         if self.topic.log.is_some()
             && let Err(error) = resolve::abort(&self.topic, self.entry.id.seq, self.submission.rows)
         {
-            // The intent stays open; readers wait there until the next start resolves it.
             log::error!(
                 "topic {:?}: cannot give up seq {}: {error}",
                 self.topic.name,
                 self.entry.id.seq
             );
+            self.resolve_later();
+        }
+    }
+
+    /// The log took no end of the intent, at which readers wait: it is tried until it does.
+    fn resolve_later(&self) {
+        if let Err(error) = resolve::spawn(&self.topic, self.entry.id.seq) {
+            log::error!("topic {:?}: {error}", self.topic.name);
         }
     }
 }

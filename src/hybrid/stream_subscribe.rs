@@ -457,12 +457,13 @@ async fn pull_always(
     let mut moved_at = None::<Instant>;
     while !topic.shared.is_closed() {
         let is_moving = moved_at.is_some_and(|since| since.elapsed() < MOVE_WAIT);
-        let subscription = match (pulled.take(), moved_at) {
-            (Some(first), None) if !warned => Ok(first),
-            (before, _) => {
-                let joined = subscribe(topic, group, join, is_moving).await;
-                follow(before, joined, pulled).await
-            }
+        let first = pulled.take_if(|_| moved_at.is_none() && !warned);
+        let subscription = if let Some(first) = first {
+            Ok(first)
+        } else {
+            // Taken only then: should this be given up, what it has read ahead is given back.
+            let joined = subscribe(topic, group, join, is_moving).await;
+            follow(pulled.take(), joined, pulled).await
         };
         let ended = match subscription {
             Ok(subscription) => {

@@ -160,6 +160,12 @@ impl Connection {
         let config = &stream.cached_info().config;
         check_subjects(topic, &wanted.subjects, &config.subjects)?;
         check_discard(topic, config)?;
+        if !config.allow_direct {
+            let context = format!(
+                "stream {topic:?} was made without allow_direct, by which its frames are read"
+            );
+            return Err(Error::new(ErrorKind::Config, context));
+        }
         if limits.atomic && !config.allow_atomic_publish {
             let context = format!("atomic: stream {topic:?} was made without allow_atomic");
             return Err(Error::new(ErrorKind::Config, context));

@@ -85,7 +85,10 @@ impl Group {
         let message = PublishMessage::build().payload(body).headers(headers);
         let sent = turn.up.context.send_publish(subject, message).await;
         let ack = sent.map_err(errors::publish);
-        turn.gone();
+        // Else what comes after it would overtake it before it goes again.
+        if ack.is_ok() {
+            turn.gone();
+        }
         Ok(Some(Sent { index, wire_bytes, is_coded, ack, flight, share }))
     }
 

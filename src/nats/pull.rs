@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use async_nats::connection::State;
 use async_nats::{Message, Subscriber};
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -124,6 +125,9 @@ impl Puller {
 
     /// Asks anew where the server has lost what was asked for.
     fn look(&mut self) {
+        if self.inner.client.connection_state() != State::Connected {
+            return; // Every request that is made meanwhile would reach the server when it is back.
+        }
         let connects = connects(&self.inner);
         if connects != self.connects || self.heard.elapsed() > SILENCE_MAX {
             self.connects = connects;

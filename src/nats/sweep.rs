@@ -48,7 +48,8 @@ impl JetTopic {
             let is_old = now_ns - stored_ns > i128::try_from(age.as_nanos()).unwrap_or(i128::MAX);
             if self.find_manifest(&id, first_seq).await?.is_some() {
                 self.inner.whole.lock().await.insert(id);
-            } else if is_old {
+            } else if is_old && self.find_manifest(&id, 0).await?.is_none() {
+                // Not before its frames either: one that went again lies behind its manifest.
                 log::warn!(
                     "stream {:?}: frames of {id}, never whole, are purged",
                     self.inner.name()

@@ -259,6 +259,13 @@ impl Group {
         self.lock().claim_due(id, now, most)
     }
 
+    /// Gives back what a subscriber has read ahead and not handed out. Whoever drops what he has
+    /// read since the group has changed has to: he may have claimed more before he saw the change.
+    pub fn give_back_read_ahead(&self, id: SubscriberId) {
+        self.lock().give_back(id, Instant::now(), false);
+        self.topic.wake_all();
+    }
+
     /// Claims messages that nobody was given yet. `read` gets the seq to begin at and returns what
     /// it found and the seq after it; no other subscriber claims meanwhile. Returns that and the
     /// ranges in it that are not done.

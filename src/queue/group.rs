@@ -193,7 +193,7 @@ impl GroupState {
     }
 
     /// Gives back what a subscriber has read ahead, and with `handed` what it was handed too.
-    fn give_back(&mut self, id: SubscriberId, now: Instant, handed: bool) {
+    pub(super) fn give_back(&mut self, id: SubscriberId, now: Instant, handed: bool) {
         let own = |lease: &Lease| match lease.holder {
             Holder::Reading(holder) => holder == id,
             Holder::Handed(holder, _) => handed && holder == id,

@@ -39,10 +39,14 @@ pub(super) fn topic(db: &Db, id: u32) -> Result<Found> {
     let resized = resized(db, &open, id)?;
     let files = value_files(db, &open, id)?;
     let last_file = files.last_key_value().map_or(0, |(number, _)| *number);
-    let tail = tail(db, &open, id, floor, last_file, &resized)?;
+    let mut tail = tail(db, &open, id, floor, last_file, &resized)?;
     let values = ValueFiles::new(db.path(), id, files);
     let finished_files = finish_trim(db, &open, id, &values, floor, tail.next_seq)?;
     let dropped_bytes = values.recover(tail.file, tail.file_end)?;
+    if values.knows(tail.file) && values.on_disk()?.get(&tail.file) < Some(&tail.file_end) {
+        // A power cut took its end: what comes next would be written where no record looks for it.
+        tail.file_end = u64::MAX;
+    }
     let floor_bytes = first_page.map_or(0, |page| page.bytes_before);
     Ok(Found { floor, floor_bytes, tail, values, resized, dropped_bytes, finished_files })
 }

@@ -24,6 +24,9 @@ use crate::queue::values::ValueFiles;
 /// What a read from a table file fetches ahead.
 const READ_AHEAD_BYTES: usize = 1 << 20;
 
+/// Who waits on a topic, at most; those who gave up waiting are among them.
+const WAKERS_MAX: usize = 1024;
+
 /// A record as read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
@@ -401,9 +404,15 @@ impl Topic {
     /// Wakes `waker` at the next append, completed record or close. Register, then look again.
     pub fn register(&self, waker: &Waker) {
         let mut wakers = self.lock_wakers();
-        if !wakers.iter().any(|known| known.will_wake(waker)) {
-            wakers.push(waker.clone());
+        if wakers.iter().any(|known| known.will_wake(waker)) {
+            return;
         }
+        // Of those who gave up waiting, on a topic without appends: who still waits looks again.
+        let many = wakers.len() >= WAKERS_MAX;
+        let told = if many { std::mem::take(&mut *wakers) } else { Vec::new() };
+        wakers.push(waker.clone());
+        drop(wakers);
+        told.into_iter().for_each(Waker::wake);
     }
 
     /// Blocks until there is a message at or after `from_seq`; false when the time is over.

@@ -48,12 +48,16 @@ async def read(client: Client, by_nats: Callable[[], Awaitable[None]]) -> None:
         client: Connected.
         by_nats: nats-py's `_read_loop`, for what the core cannot read.
     """
-    source = _open(client)
-    if source is None:
+    try:
+        source = _open(client)
+        loop = None if source is None else Loop()
+    except OSError as error:  # the connection has ended already, or there are no descriptors
+        await client._process_op_err(error)
+        return
+    if source is None or loop is None:
         client._ps = Parser(client)  # type: ignore[assignment] # in its place
         await by_nats()
         return
-    loop = Loop()
     client.shared.inbound = source
     for sub in client._subs.values():
         limit(source, sub)

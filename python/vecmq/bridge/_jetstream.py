@@ -351,8 +351,8 @@ class PullSubscription(JetStreamContext.PullSubscription):
             nats.errors.TimeoutError: None came in time.
             nats.errors.Error: Whatever nats-py raises.
         """
-        self._vecmq_stream.pull_begins(timeout)
+        waiting = self._vecmq_stream.pull_begins(timeout)
         try:
             return await super().fetch(batch, timeout, heartbeat)
         finally:
-            self._vecmq_stream.pull_ends()
+            self._vecmq_stream.pull_ends(waiting)

@@ -97,7 +97,8 @@ class StreamSide:
         self._beating = False
         self.pull: str | None = None  # where a pull consumer is asked for messages
         self.more: Subscription | None = None  # where the additional ones arrive
-        self._deadlines: list[float] = []
+        # Of the fetches that wait, by what tells them apart.
+        self._deadlines: dict[object, float] = {}
         self._ahead: dict[str, int] = {}
 
     async def frame_came(self, group: OpenGroup | None, frame: Frame, reply: str) -> None:
@@ -249,15 +250,16 @@ class StreamSide:
             await asyncio.sleep(1.0 if consumer is None else consumer.ack_wait_s / 3)
             await self._groups.client.publish(reply, Msg.Ack.Progress)
 
-    def pull_begins(self, timeout_s: float | None) -> None:
-        """A fetch waits for messages."""
-        loop = asyncio.get_running_loop()
-        self._deadlines.append(loop.time() + (3600.0 if timeout_s is None else timeout_s))
+    def pull_begins(self, timeout_s: float | None) -> object:
+        """A fetch waits for messages; give what ends it."""
+        fetch, now_s = object(), asyncio.get_running_loop().time()
+        self._deadlines[fetch] = now_s + (3600.0 if timeout_s is None else timeout_s)
         self._ahead.clear()
+        return fetch
 
-    def pull_ends(self) -> None:
-        """A fetch is over."""
-        self._deadlines.pop()
+    def pull_ends(self, fetch: object) -> None:
+        """That fetch is over."""
+        del self._deadlines[fetch]
 
     async def _ask_for_more(self, frame: Frame) -> None:
         """A frame took the place of a message that a fetch asked for: ask for the rest of it."""
@@ -267,7 +269,7 @@ class StreamSide:
             return
         wanted = min(max(frame.count - frame.index - 1, 1), _AHEAD_MAX)
         self._ahead[frame.id] = wanted - 1
-        left_s = max(self._deadlines) - asyncio.get_running_loop().time()
+        left_s = max(self._deadlines.values()) - asyncio.get_running_loop().time()
         if left_s <= 0:
             return
         client = self._groups.client
