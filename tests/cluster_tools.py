@@ -19,6 +19,8 @@ from vecmq.server import find_binary
 HOST = "127.0.0.1"
 READY_S = 60.0
 MIB = 1 << 20
+# It keeps what it reads for ten seconds: 10 GB that are read at once took 24 GB.
+MEMORY_MAX = "4GiB"
 
 # Processes that several tests use, and that live on after the one that started them.
 shared_pids: set[int] = set()
@@ -77,7 +79,11 @@ class Node:
         )
         with (self.directory / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [find_binary(), "-c", str(config)], stdin=subprocess.DEVNULL, stderr=log, stdout=log
+                [find_binary(), "-c", str(config)],
+                stdin=subprocess.DEVNULL,
+                stderr=log,
+                stdout=log,
+                env=os.environ | {"GOMEMLIMIT": MEMORY_MAX},
             )
         if self.is_shared:
             shared_pids.add(self.process.pid)

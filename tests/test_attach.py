@@ -149,6 +149,21 @@ while not os.path.exists({str(over)!r}):
         print(f"competing: {len(mine)} + {len(yours)}, lost 0, duplicated 0")
 
 
+def test_what_a_seek_brings_at_once_is_not_dropped(owner: vecmq.sync.Handle) -> None:
+    """The owner answers a wish that is still open right behind its answer to the seek."""
+    count = 10
+    assert owner.path is not None
+    owner.publisher("t").publish_many([b"x"] * count)
+    with vecmq.sync.attach(owner.path) as attached:
+        subscriber = attached.subscribe("t", "g")
+        for _ in range(100):
+            batch = fetch_all(subscriber, count)
+            assert [message.deliveries for message in batch] == [1] * count
+            subscriber.ack_through(batch[-1].seq)
+            assert subscriber.fetch(1, timeout_s=0.01) == []
+            subscriber.seek("first")
+
+
 def test_nak_in_progress_seek_and_ack_through(owner: vecmq.sync.Handle) -> None:
     owner.publisher("t").publish_many([b"%d" % n for n in range(10)])
     assert owner.path is not None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
+import signal
 import ssl
 import threading
 from collections.abc import Callable, Iterator
@@ -20,6 +22,7 @@ from nats.protocol.parser import Parser as NatsParser
 
 from bridge_tools import LARGE, MIB, Errors, client, random_bytes
 from connect_tools import USER, Key, Operator, Pki, Server
+from server_tools import pause
 from vecmq import bridge
 from vecmq.bridge import _inbound
 from vecmq.errors import TooLargeError
@@ -117,6 +120,20 @@ class TestBursts:
 
 
 class TestOrder:
+    async def test_a_flush_of_a_server_that_reads_nothing_ends(self, tmp_path: Path) -> None:
+        with EmbeddedServer(tmp_path) as own:
+            assert own.pid is not None
+            async with client(own) as nc:
+                pause(own.pid)
+                try:
+                    with contextlib.suppress(TimeoutError):  # until nats-py holds them back
+                        for _ in range(20):
+                            await asyncio.wait_for(nc.publish("x", bytes(900_000)), 0.5)
+                    with pytest.raises(nats.errors.FlushTimeoutError):
+                        await asyncio.wait_for(nc.flush(timeout=1), 15)
+                finally:
+                    os.kill(own.pid, signal.SIGCONT)
+
     async def test_a_flush_brings_what_was_published_before(self, server: EmbeddedServer) -> None:
         async with client(server) as nc:
             sub = await nc.subscribe("own")

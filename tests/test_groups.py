@@ -180,6 +180,22 @@ def test_a_message_that_kills_its_consumers_becomes_a_dead_letter(tmp_path: Path
         assert letter.headers["Dead-Letter-Seq"] == "1"
 
 
+def test_an_ack_after_its_group_was_deleted_is_none_of_the_next(tmp_path: Path) -> None:
+    with vecmq.sync.open(tmp_path, "queue") as mq:
+        mq.publisher("t").publish_many([b"x"] * 10)
+        with mq.subscribe("t", "g") as subscriber:
+            before = fetch_all(subscriber, 10)
+        mq.delete_group("t", "g")
+        before[0].ack()
+        assert mq.groups("t") == []
+        subscriber = mq.subscribe("t", "g")
+        before[4].ack()
+        assert len(fetch_all(subscriber, 10)) == 10
+    with vecmq.sync.open(tmp_path, "queue") as mq:
+        assert mq.groups("t")[0].next_seq == 1
+        assert len(fetch_all(mq.subscribe("t", "g"), 10)) == 10
+
+
 def test_competing_subscribers_share_every_message_once(handle: vecmq.sync.Handle) -> None:
     count, large = 2_000, 12
     got: list[list[int]] = [[], [], [], []]

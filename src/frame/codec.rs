@@ -263,7 +263,7 @@ pub(super) fn decode_summed(
     body: &[u8],
     out: &mut [u8],
 ) -> Result<u32> {
-    if codec != Codec::Raw || body.len() != out.len() {
+    if codec != Codec::Raw || body.len() != out.len() || out.len() <= PIECE_BYTES {
         decode_into(codec, itemsize, body, out)?;
         return Ok(checksum(out));
     }

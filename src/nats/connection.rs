@@ -128,6 +128,7 @@ impl Connection {
     pub async fn close(&self) {
         self.uplink.close().await;
         end(&self.client).await;
+        self.link.close();
     }
 
     /// The topic's stream; made with `limits` where it does not exist, else taken as it is.

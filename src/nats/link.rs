@@ -23,6 +23,8 @@ pub(super) struct Link {
 struct State {
     /// The client has given up, or was closed.
     lost: Option<&'static str>,
+    /// By us: nothing that the client reports later changes it.
+    closed: bool,
     /// The server refused our credentials when we came back.
     refused: bool,
     denials: VecDeque<Denial>,
@@ -51,7 +53,11 @@ impl Link {
     /// Takes what the client reports.
     pub(super) fn report(&self, event: &Event) {
         match event {
-            Event::Connected => self.state.send_modify(|state| *state = State::default()),
+            Event::Connected => self.state.send_modify(|state| {
+                if !state.closed {
+                    *state = State::default();
+                }
+            }),
             Event::Disconnected => self.look(),
             Event::Closed => self.state.send_modify(|state| state.lost = Some("it was closed")),
             Event::ClientError(ClientError::MaxReconnects) => {
@@ -79,6 +85,11 @@ impl Link {
     /// The server takes our credentials.
     pub(super) fn admit(&self) {
         self.state.send_modify(|state| state.refused = false);
+    }
+
+    /// Ends whatever waits for a connection, also one that is not there.
+    pub(super) fn close(&self) {
+        self.state.send_modify(|state| (state.closed, state.lost) = (true, Some("it was closed")));
     }
 
     fn lose(&self, why: &'static str) {

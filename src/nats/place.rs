@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use async_nats::StatusCode;
 use async_nats::datetime;
-use async_nats::jetstream::consumer::{DeliverPolicy, pull};
+use async_nats::jetstream::consumer::{self, DeliverPolicy};
+use async_nats::jetstream::context::ConsumerInfoErrorKind;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
@@ -13,7 +14,7 @@ use crate::nats::acks::Told;
 use crate::nats::errors;
 use crate::nats::fetch::{direct_subject, read_headers};
 use crate::nats::subscribe::group_config;
-use crate::nats::topic::JetTopic;
+use crate::nats::topic::{Inner, JetTopic};
 
 /// Where a group goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +31,25 @@ pub enum Place {
 
 /// Until acknowledgements that were told have to be confirmed.
 const FLUSH_WAIT: Duration = Duration::from_secs(5);
+
+impl Inner {
+    /// A subscription group's consumer; None: the server says that there is none.
+    pub(super) async fn group(&self, group: &str) -> Result<Option<consumer::Info>> {
+        let error = match self.stream.consumer_info(group).await {
+            Ok(info) => return Ok(Some(info)),
+            Err(error) => error,
+        };
+        let what = format!("cannot look for group {group:?}");
+        match error.kind() {
+            ConsumerInfoErrorKind::NotFound => Ok(None),
+            ConsumerInfoErrorKind::StreamNotFound => {
+                Err(Error::with_source(ErrorKind::NoStream, what, error))
+            }
+            ConsumerInfoErrorKind::JetStream(api) => Err(errors::request(&what, api)),
+            _ => Err(errors::request(&what, error)),
+        }
+    }
+}
 
 impl JetTopic {
     /// Waits until the server has confirmed what it was told of deliveries.
@@ -62,11 +82,10 @@ impl JetTopic {
                 DeliverPolicy::ByStartTime { start_time }
             }
         };
-        let consumer = stream.get_consumer::<pull::Config>(group).await.map_err(|e| {
-            let context = format!("no subscription group {group:?}");
-            Error::with_source(ErrorKind::GroupNotFound, context, e)
+        let consumer = self.inner.group(group).await?.ok_or_else(|| {
+            Error::new(ErrorKind::GroupNotFound, format!("no subscription group {group:?}"))
         })?;
-        let ack_wait = consumer.cached_info().config.ack_wait;
+        let ack_wait = consumer.config.ack_wait;
         self.flush_acks().await;
         stream.delete_consumer(group).await.map_err(|e| errors::request(&what, e))?;
         let config = group_config(&self.inner, group, policy, ack_wait);

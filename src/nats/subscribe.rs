@@ -214,14 +214,14 @@ impl JetTopic {
     ) -> Result<JetSubscription> {
         let started = Instant::now();
         // An existing group is taken as it is: where it began is its own matter.
-        let found = self.inner.stream.get_consumer::<pull::Config>(group).await;
+        let found = self.inner.group(group).await?;
         let consumer = match (found, start) {
-            (Ok(consumer), _) => consumer,
-            (Err(e), None) => {
+            (Some(consumer), _) => consumer,
+            (None, None) => {
                 let context = format!("no subscription group {group:?}");
-                return Err(Error::with_source(ErrorKind::GroupNotFound, context, e));
+                return Err(Error::new(ErrorKind::GroupNotFound, context));
             }
-            (Err(_), Some(start)) => {
+            (None, Some(start)) => {
                 let policy = match start {
                     Start::First => DeliverPolicy::All,
                     Start::New => DeliverPolicy::New,
@@ -229,11 +229,13 @@ impl JetTopic {
                 let ack_wait = ack_wait.unwrap_or(NO_ACK_WAIT);
                 let config = group_config(&self.inner, group, policy, ack_wait);
                 let made = self.inner.stream.create_consumer(config).await;
-                made.map_err(|e| errors::request(&format!("cannot join group {group:?}"), e))?
+                let made =
+                    made.map_err(|e| errors::request(&format!("cannot join group {group:?}"), e))?;
+                made.cached_info().clone()
             }
         };
         let held = Arc::new(Held::default());
-        held.keep(consumer.cached_info().config.ack_wait);
+        held.keep(consumer.config.ack_wait);
         Ok(JetSubscription {
             puller: Puller::open(&self.inner, group, counted).await?,
             counted,
@@ -244,7 +246,7 @@ impl JetTopic {
             in_flight: VecDeque::new(),
             keep_frames: false,
             postponed: 0,
-            born: consumer.cached_info().created.unix_timestamp_nanos(),
+            born: consumer.created.unix_timestamp_nanos(),
             started,
         })
     }

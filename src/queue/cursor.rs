@@ -126,7 +126,8 @@ impl Topic {
     pub fn delete_group(self: &Arc<Self>, name: &str) -> Result<()> {
         let group = self.existing_group(name)?;
         let mut groups = self.lock_groups();
-        let subscribers = group.lock().subscribers_count();
+        let mut state = group.lock();
+        let subscribers = state.subscribers_count();
         if subscribers > 0 {
             return Err(Error::new(
                 ErrorKind::Config,
@@ -139,6 +140,7 @@ impl Topic {
         batch.delete_cf(&meta, keys::cursor(self.id, name));
         group.clear(&open, &mut batch)?;
         self.db.write(&open, batch)?;
+        state.is_deleted = true;
         groups.remove(name);
         Ok(())
     }
@@ -359,7 +361,7 @@ impl Group {
     }
 
     fn save(&self, state: &mut GroupState, pace: Pace) -> Result<()> {
-        if state.is_being_saved {
+        if state.is_being_saved || state.is_deleted {
             return Ok(());
         }
         let (changes, everything) = state.take_changes();
@@ -438,11 +440,15 @@ impl AppendJob for SaveLater {
         Ok(())
     }
 
-    fn done(self: Box<Self>, _: Result<std::ops::RangeInclusive<u64>>) {
+    fn done(self: Box<Self>, outcome: Result<std::ops::RangeInclusive<u64>>) {
+        // Told by whoever saves, who holds the group.
+        if outcome.is_err_and(|error| error.kind() == ErrorKind::Closed) {
+            return;
+        }
         let Self(group) = *self;
         loop {
             let mut state = group.lock();
-            if !state.has_changes() {
+            if !state.has_changes() || state.is_deleted {
                 state.is_being_saved = false;
                 return;
             }

@@ -83,6 +83,8 @@ pub(super) struct GroupState {
     changes: Vec<Change>,
     /// The changes are not all there is to save: the next save writes everything.
     stale: bool,
+    /// Its name is free: nothing of it is saved any more.
+    pub(super) is_deleted: bool,
     /// Somebody is saving who may wait; others leave it to him.
     pub(super) is_being_saved: bool,
 }
@@ -107,6 +109,7 @@ impl GroupState {
             generation: 0,
             changes: Vec::new(),
             stale: false,
+            is_deleted: false,
             is_being_saved: false,
         };
         let last = deliveries.iter().map(|(_, end, _)| *end).max().unwrap_or(cursor);

@@ -18,7 +18,7 @@ from vecmq.bridge import _inbound
 from vecmq.bridge._assembly import Groups
 from vecmq.bridge._frames import FrameFields, Options, Producer, header_block, header_bytes, plan
 from vecmq.bridge._jetstream import JetStream
-from vecmq.bridge._link import Link
+from vecmq.bridge._link import Link, within
 from vecmq.bridge._stream import in_order
 from vecmq.errors import ConfigError, FrameError, PayloadError
 
@@ -182,9 +182,9 @@ class Client(NatsClient):
             await self._settle(timeout)
             await super().flush(timeout)  # what that brought to our own subscriptions
 
-    async def _flush_plain(self, timeout_s: int = nats.aio.client.DEFAULT_FLUSH_TIMEOUT) -> None:
-        if self.is_connected and self._pending_data_size > 0:
-            await self._flush_pending(force_flush=True)  # nats-py's PING would overtake it
+    async def _flush_plain(self, timeout_s: Any = nats.aio.client.DEFAULT_FLUSH_TIMEOUT) -> None:
+        if self.is_connected and self._pending_data_size > 0 and timeout_s > 0:  # before its PING
+            timeout_s = await within(self._flush_pending(force_flush=True), timeout_s)
         await super().flush(timeout_s)
 
     async def _settle(self, timeout_s: float) -> None:
@@ -309,7 +309,7 @@ class Client(NatsClient):
     async def _send_unsubscribe(self, sid: int, limit: int = 0) -> None:
         sub = self._subs.get(sid)
         groups = getattr(sub, "_vecmq_groups", None)
-        if limit > 0 and sub is not None and groups is not None and not sub.queue:
+        if sub is not None and limit > sub._received and groups is not None and not sub.queue:
             return  # the server would count frames; `_process_msg` counts messages
         if sub is not None and self.shared.link.unsettled:
             await self._settle(_SEND_TIMEOUT_S)  # a drain gives what was published before it

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import TYPE_CHECKING, Any
 
 import nats.errors
@@ -23,6 +24,8 @@ from vecmq.errors import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from nats.aio.client import Client as NatsClient
 
     from vecmq._native import PlainPublish
@@ -38,8 +41,14 @@ class Link:
         self._nc = nc
         self._opening: asyncio.Future[PlainConnection | None] | None = None
         self._loop: Loop | None = None
-        # Something was sent of which nobody knows whether the server has read it yet.
-        self.unsettled = False
+        # Groups that were sent, and of how many of them the server is known to have read them.
+        self._sent = 0
+        self._settled = 0
+
+    @property
+    def unsettled(self) -> bool:
+        """Something was sent of which nobody knows whether the server has read it yet."""
+        return self._settled < self._sent
 
     async def connection(self) -> PlainConnection | None:
         """The connection; None: this client's options cannot be met by it."""
@@ -80,7 +89,7 @@ class Link:
 
     async def send(self, connection: PlainConnection, subject: str, group: Group) -> None:
         """Send a group; the payload's memory is free when this returns."""
-        self.unsettled = True
+        self._sent += 1
         loop = self._loop
         assert loop is not None
         token = loop.tokens(1)
@@ -88,17 +97,13 @@ class Link:
         await _finished(loop, token, publish)
 
     async def settle(self, timeout_s: float) -> None:
-        """Wait until the server has read what was sent."""
-        self.unsettled = False
+        """Wait until the server has read what was sent before."""
+        sent = self._sent
         connection, loop = await self.connection(), self._loop
-        if connection is None or loop is None:
-            return
-        token = loop.tokens(1)
-        try:
+        if connection is not None and loop is not None:
+            token = loop.tokens(1)
             await _finished(loop, token, connection.settle(timeout_s, loop.native, token))
-        except BaseException:
-            self.unsettled = True
-            raise
+        self._settled = max(self._settled, sent)
 
     async def close(self) -> None:
         """Flush and end the connection."""
@@ -111,6 +116,18 @@ class Link:
         if self._loop is not None:
             self._loop.close()
             self._loop = None
+
+
+async def within(flushing: Coroutine[Any, Any, object], timeout_s: float) -> float:
+    """Wait for nats-py's flush, which knows no time limit; give the seconds that are left."""
+    started_s = time.monotonic()
+    task = asyncio.ensure_future(flushing)
+    await asyncio.wait({task}, timeout=timeout_s)
+    left_s = timeout_s - (time.monotonic() - started_s)
+    if not task.done() or left_s <= 0:
+        raise nats.errors.FlushTimeoutError
+    task.result()
+    return left_s
 
 
 async def _finished(loop: Loop, token: int, publish: PlainPublish) -> bytes:

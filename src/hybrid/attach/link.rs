@@ -61,7 +61,8 @@ struct Channel {
 
 #[derive(Default)]
 struct State {
-    runs: VecDeque<(Run, Instant)>,
+    /// What has come, when, and in which generation.
+    runs: VecDeque<(Run, Instant, u32)>,
     /// The wish that is not answered to its end: its id.
     open: Option<u32>,
     generation: u32,
@@ -156,9 +157,10 @@ impl Channel {
             if is_last {
                 state.open = None;
             }
-            if generation == state.generation {
+            // The first of a seek can be here before the seeking thread has its answer.
+            if [state.generation, state.generation.wrapping_add(1)].contains(&generation) {
                 let now = Instant::now();
-                state.runs.extend(runs.into_iter().map(|run| (run, now)));
+                state.runs.extend(runs.into_iter().map(|run| (run, now, generation)));
             }
             state.wake();
             return Ok(());
@@ -298,7 +300,7 @@ impl RemoteReader {
 
     /// Makes messages of the next run; false: none has come.
     fn unpack(&mut self) -> Result<bool> {
-        let Some((run, came)) = self.link.0.lock().runs.pop_front() else { return Ok(false) };
+        let Some((run, came, _)) = self.link.0.lock().runs.pop_front() else { return Ok(false) };
         let (block, gathered) = run.into_block(Acker::Remote(Arc::clone(&self.link)))?;
         let mut unpacking = Unpacking::new(&self.topic, block, gathered)?;
         while let Some(message) = unpacking.next() {
@@ -325,7 +327,7 @@ impl RemoteReader {
         self.link.0.ask(&Request::Seek { to, generation })?;
         let mut state = self.link.0.lock();
         state.generation = generation;
-        state.runs.clear();
+        state.runs.retain(|(_, _, of)| *of == generation);
         self.ready.clear();
         Ok(())
     }

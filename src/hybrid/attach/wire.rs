@@ -370,7 +370,7 @@ fn topic_info(input: &mut Input<'_>) -> Result<TopicAnswer> {
     Ok((info, retention))
 }
 
-/// Kinds by their number on the socket; `Rejected` carries its code beside it. There is no `Closed`:
+/// Kinds by their number on the socket; `Rejected` carries its code beside it. `Closed` is not one:
 /// what the owner has closed is not the handle of the process that asks.
 const KINDS: [ErrorKind; 20] = [
     ErrorKind::Config,
