@@ -319,6 +319,28 @@ class TestPull:
                 await pulled.fetch(1, timeout=0.3)
             await all_acknowledged(pulled)
 
+    @pytest.mark.parametrize("push", [True, False])
+    async def test_a_backlog_of_a_work_queue_is_freed(
+        self, server: EmbeddedServer, push: bool
+    ) -> None:
+        """All of it is here before the server has said what kind of stream it is."""
+        async with client(server) as nc, client(server) as other:
+            name = await stream(nc, retention="workqueue")
+            for _ in range(2):
+                await nc.jetstream().publish(name, LARGE)
+            pulled: Any = None
+            if push:
+                pulled = await other.jetstream().subscribe(name, durable="d", manual_ack=True)
+                got = [await pulled.next_msg(10) for _ in range(2)]
+            else:
+                pulled = await other.jetstream().pull_subscribe(name, "d")
+                got = [(await pulled.fetch(1, timeout=10))[0] for _ in range(2)]
+            for msg in got:
+                assert msg.data == LARGE.tobytes()
+                await msg.ack()
+            async with asyncio.timeout(10):
+                await until_holds(nc, name, 0)
+
     async def test_a_fetch_that_ends_leaves_another_its_time(self, server: EmbeddedServer) -> None:
         async with client(server) as nc:
             js, name = nc.jetstream(), await stream(nc)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from typing import TYPE_CHECKING, Any
 
 import nats.errors
@@ -145,7 +146,9 @@ class Groups:
             return
         msg = Msg(self.client, subject, reply, data, _visible(group, fields))
         msg.dtype, msg.shape, msg._sid = dtype, shape, self.sub._id
-        msg._frame_replies = self.stream.settled_with(group, reply)
+        if is_stream_reply(reply):
+            seqs = [seq for index, seq in group.seqs.items() if index + 1 < len(group.frames)]
+            msg._frame_replies = functools.partial(self.stream.settled_with, seqs, reply)
         await self.client.deliver(self.sub, msg)
 
     async def drop(self, group: OpenGroup, error: Exception, reply: str | None) -> None:

@@ -10,6 +10,8 @@ import nats.aio.msg
 from vecmq._payload import to_array
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from vecmq._payload import Array
 
 
@@ -27,7 +29,10 @@ class Msg(nats.aio.msg.Msg):
 
     dtype: str | None = None
     shape: tuple[int, ...] | None = None
-    _frame_replies: list[str] = field(default_factory=list, repr=False)
+    # Where the frames before the manifest are settled, asked for when they are.
+    _frame_replies: Callable[[], Awaitable[list[str]]] | None = field(
+        default=None, repr=False, compare=False
+    )
 
     def array(self) -> Array:
         """Give the payload as a read-only ndarray over the memory of `data`. Copies: 0.
@@ -70,11 +75,10 @@ class Msg(nats.aio.msg.Msg):
     async def in_progress(self) -> None:
         """Ask for more time for the message."""
         await super().in_progress()
-        for reply in self._frame_replies:
-            await self._client.publish(reply, self.Ack.Progress)
+        await self._settle_frames(self.Ack.Progress)
 
     async def _settle_frames(self, ack: bytes) -> None:
         # After the manifest: should this be cut off, frames come again, which nobody sees. The
         # other way round the message would come again without its frames.
-        for reply in self._frame_replies:
+        for reply in [] if self._frame_replies is None else await self._frame_replies():
             await self._client.publish(reply, ack)

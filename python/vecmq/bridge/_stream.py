@@ -119,20 +119,19 @@ class StreamSide:
         helpers, self.more = [] if self.more is None else [self.more], None
         return helpers
 
-    def settled_with(self, group: OpenGroup, reply: str) -> list[str]:
-        """The replies of the frames that are settled with their manifest."""
+    async def settled_with(self, seqs: list[int], reply: str) -> list[str]:
+        """The replies of the frames at `seqs`, which are settled with their manifest.
+
+        Asked when the message is settled: a whole backlog can be here before the server has said
+        what kind of stream it comes from.
+        """
+        await self._look_up(reply)
         consumer = self._consumer
-        if not is_stream_reply(reply) or consumer is None:
-            return []
-        if consumer.is_limits or not consumer.acks_each:
+        if consumer is None or consumer.is_limits or not consumer.acks_each:
             return []
         # The server goes by the stream's sequence: any worker may answer for any delivery.
         tokens, at = _tokens(reply)
-        replies = []
-        for index in range(len(group.frames) - 1):
-            tokens[at + 3] = str(group.seqs[index])
-            replies.append(".".join(tokens))
-        return replies
+        return [".".join([*tokens[: at + 3], str(seq), *tokens[at + 4 :]]) for seq in seqs]
 
     async def complete(self, group: OpenGroup) -> None:
         """Fetch the frames that others got, then deliver the group."""
@@ -184,7 +183,9 @@ class StreamSide:
             return
         fields = raw.headers or {}
         frame = read_frame(fields, raw.data or b"") if "Vecmq-Frame" in fields else None
-        if frame is not None and frame.id == group.id:
+        # It may have been given up meanwhile.
+        is_open = self._groups.open.get(group.id) is group
+        if frame is not None and frame.id == group.id and is_open:
             self._groups.keep(group, frame, fields, needed=True)
             group.seqs[frame.index] = seq
 
@@ -237,12 +238,14 @@ class StreamSide:
 
     async def _beat(self, pause_s: float) -> None:
         """Keep the unacknowledged frames of open groups from being sent again."""
-        while any(group.unacked for group in self._groups.open.values()):
-            await asyncio.sleep(pause_s)
-            replies = [r for group in self._groups.open.values() for r in group.unacked.values()]
-            for reply in replies:
-                await self._groups.client.publish(reply, Msg.Ack.Progress)
-        self._beating = False
+        groups = self._groups.open
+        try:
+            while any(group.unacked for group in groups.values()):
+                await asyncio.sleep(pause_s)
+                for reply in [r for group in groups.values() for r in group.unacked.values()]:
+                    await self._groups.client.publish(reply, Msg.Ack.Progress)
+        finally:
+            self._beating = False
 
     async def _beat_one(self, reply: str) -> None:
         while True:
