@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vecmq._attached import AttachedAdmin, connect
-from vecmq._loop import Loop
+from vecmq._loop import Loop, Opening
 from vecmq._options import ACK_WAIT_S, MESSAGE_BYTES_MAX, Start, check_delivery, check_message_bytes
 from vecmq.aio import Subscriber
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Generator
-    from types import TracebackType
 
     from vecmq._native import Attached
 
@@ -85,38 +83,9 @@ class AttachedHandle(AttachedAdmin):
         self._loop.close()
 
 
-class _Attaching:
-    """Await it for a handle to close by hand, or use it in ``async with``."""
-
-    def __init__(self, path: Path, message_bytes_max: int) -> None:
-        self._path = path
-        self._message_bytes_max = message_bytes_max
-        self._handle: AttachedHandle | None = None
-
-    def __await__(self) -> Generator[object, None, AttachedHandle]:
-        return self._attach().__await__()
-
-    async def _attach(self) -> AttachedHandle:
-        native = await asyncio.to_thread(connect, self._path, self._message_bytes_max)
-        return AttachedHandle(native, self._path)
-
-    async def __aenter__(self) -> AttachedHandle:
-        self._handle = await self._attach()
-        return self._handle
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._handle is not None:
-            await self._handle.close()
-
-
 def attach(
     path: str | os.PathLike[str], *, message_bytes_max: int = MESSAGE_BYTES_MAX
-) -> _Attaching:
+) -> Opening[AttachedHandle]:
     """Subscribe in a directory that another process of this host has open.
 
     Args:
@@ -133,4 +102,10 @@ def attach(
         UnsupportedError: The owner's version of vecmq speaks another protocol.
     """
     check_message_bytes(message_bytes_max)
-    return _Attaching(Path(path), message_bytes_max)
+    directory = Path(path)
+
+    async def make() -> AttachedHandle:
+        native = await asyncio.to_thread(connect, directory, message_bytes_max)
+        return AttachedHandle(native, directory)
+
+    return Opening(make)

@@ -40,6 +40,8 @@ struct State {
     waiting: VecDeque<Waiting>,
     /// Of the small messages that wait.
     packed_bytes: usize,
+    /// When the first of the messages that wait has to go.
+    earliest: Option<Instant>,
     /// What was handed to the stream and has no acknowledgement yet.
     pending: usize,
     closed: bool,
@@ -72,11 +74,10 @@ impl Lane {
     pub(super) fn push(&self, messages: impl IntoIterator<Item = InFlight>) {
         let mut state = self.lock();
         let mut ready = state.pending == 0;
-        let mut earliest = state.earliest();
         for message in messages {
             // The task waits for the earliest deadline that it knows.
-            if earliest.is_none_or(|earliest| message.deadline < earliest) {
-                (ready, earliest) = (true, Some(message.deadline));
+            if state.earliest.is_none_or(|earliest| message.deadline < earliest) {
+                (ready, state.earliest) = (true, Some(message.deadline));
             }
             let packed_bytes = if self.packs { message.packed_bytes() } else { None };
             ready |= packed_bytes.is_none();
@@ -113,7 +114,7 @@ impl Lane {
 
     fn next(&self, now: Instant) -> Next {
         let mut state = self.lock();
-        let Some(deadline) = state.earliest() else {
+        let Some(deadline) = state.earliest.filter(|_| !state.waiting.is_empty()) else {
             return if state.closed { Next::End } else { Next::Wait(None) };
         };
         let (count, full) = state.pack_length();
@@ -121,6 +122,7 @@ impl Lane {
             return Next::Wait(Some(deadline));
         }
         let taken: Vec<Waiting> = state.waiting.drain(..count).collect();
+        state.earliest = state.waiting.iter().map(|one| one.message.deadline).min();
         state.packed_bytes -= taken.iter().filter_map(|one| one.packed_bytes).sum::<usize>();
         state.pending += 1;
         Next::Send(taken.into_iter().map(|one| one.message).collect())
@@ -128,11 +130,6 @@ impl Lane {
 }
 
 impl State {
-    /// When the first of the messages that wait has to go.
-    fn earliest(&self) -> Option<Instant> {
-        self.waiting.iter().map(|one| one.message.deadline).min()
-    }
-
     /// How many messages leave together from the front on, and whether no more will fit: the pack
     /// is full, or what follows has to leave alone.
     fn pack_length(&self) -> (usize, bool) {

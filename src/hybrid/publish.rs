@@ -372,11 +372,7 @@ impl InFlight {
             ));
         }
         let entry = StreamEntry { manifest_seq: ack.manifest_seq, ..self.entry };
-        if let Some(log) = &self.topic.log {
-            let closed =
-                log.close_open(self.entry.id.seq, self.submission.rows, &[&entry.encode()]);
-            closed.inspect_err(|_| self.resolve_later())?;
-        }
+        self.close_intent(&entry.encode())?;
         let shared = &self.topic.shared;
         let rows = u64::from(self.submission.rows);
         shared.counters.published_nats.fetch_add(rows, Ordering::Relaxed);
@@ -427,10 +423,7 @@ impl InFlight {
         let shared = &self.topic.shared;
         let (value, encoded) =
             append::lone_entry(&self.outgoing(), &self.submission, self.decision)?;
-        if let Some(log) = &self.topic.log {
-            let closed = log.close_open(self.entry.id.seq, self.submission.rows, &[&value]);
-            closed.inspect_err(|_| self.resolve_later())?;
-        }
+        self.close_intent(&value)?;
         shared.counters.rerouted.fetch_add(1, Ordering::Relaxed);
         let rows = u64::from(self.submission.rows);
         shared.counters.published_queue.fetch_add(rows, Ordering::Relaxed);
@@ -448,6 +441,13 @@ impl InFlight {
             codec,
             codec_why,
         })
+    }
+
+    /// Puts what became of the message in the place of its intent, where there is a log.
+    fn close_intent(&self, entry: &[u8]) -> Result<()> {
+        let Some(log) = &self.topic.log else { return Ok(()) };
+        let closed = log.close_open(self.entry.id.seq, self.submission.rows, &[entry]);
+        closed.inspect_err(|_| self.resolve_later())
     }
 
     fn abort(&self) {
